@@ -1,0 +1,1 @@
+"""One file per SDK; the contract is in :mod:`.base`."""

@@ -1,0 +1,75 @@
+"""Fitting keys to what a tracker takes: reversible, and two different keys never become one series."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+
+MAX_REMEMBERED = 20_000
+"""Keys remembered one by one. A run with more of them (a mistake, or hostile) gets hashed names from there on."""
+
+
+class KeyMap:
+    """Maps every key of a run to a name of its own at the tracker.
+
+    A key that the tracker takes is its own name. Any other is changed as little as possible; if the result is taken by
+    another key, a hash of the key is added. The map is saved with the run and read again by the next host, so a key
+    keeps its name for ever.
+
+    Args:
+        rule: Makes a key acceptable, length aside; returns acceptable keys unchanged.
+        max_length: Longest name, in characters.
+        known: The map as saved before.
+        on_change: Called with key and name for each key that was changed, the first time.
+
+    >>> keys = KeyMap(lambda key: key.replace("@", "_"), max_length=20)
+    >>> keys.fit("loss"), keys.fit("a@b"), keys.fit("a_b"), keys.fit("a@b")
+    ('loss', 'a_b', 'a_b-e7e12d71', 'a_b')
+    >>> keys.changed
+    {'a@b': 'a_b', 'a_b': 'a_b-e7e12d71'}
+    """
+
+    def __init__(
+        self,
+        rule: Callable[[str], str],
+        max_length: int,
+        known: Mapping[str, str] | None = None,
+        on_change: Callable[[str, str], object] = lambda key, name: None,
+    ) -> None:
+        self._rule = rule
+        self._max_length = max_length
+        self._on_change = on_change
+        self._names: dict[str, str] = dict(known or {})
+        self._taken = {name: key for key, name in self._names.items()}
+        self.revision = 0
+        """Goes up with every key that is remembered: whoever saves the map compares it."""
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The map, to be saved."""
+        return self._names
+
+    @property
+    def changed(self) -> dict[str, str]:
+        """Only the keys whose name differs."""
+        return {key: name for key, name in self._names.items() if key != name}
+
+    def fit(self, key: str) -> str:
+        """The name of ``key`` at the tracker."""
+        name = self._names.get(key)
+        if name is not None:
+            return name
+        name = self._rule(key)
+        if len(name) > self._max_length:
+            name = self._hashed(name, key)
+        if self._taken.get(name, key) != key or (name != key and len(self._names) >= MAX_REMEMBERED):
+            name = self._hashed(name, key)
+        if len(self._names) < MAX_REMEMBERED:
+            self._names[key] = name
+            self._taken[name] = key
+            self.revision += 1
+            if name != key:
+                self._on_change(key, name)
+        return name
+
+    def _hashed(self, name: str, key: str) -> str:
+        digest = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:8]
+        return f"{name[: self._max_length - 9].rstrip('/. ')}-{digest}"

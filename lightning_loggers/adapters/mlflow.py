@@ -1,0 +1,489 @@
+"""MLflow: a tracking server over REST, or its database (SQLite, PostgreSQL, ...) directly.
+
+Points carry the time of their log call, and MLflow's SQL stores have (run, key, time, step, value) as primary key: a
+batch that is sent twice is shown once, so delivery at least once is delivery exactly once here.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import math
+import os
+import posixpath
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from typing_extensions import override
+
+from lightning_loggers.adapters.base import Adapter, Capabilities, Context, Fault, FaultKind
+from lightning_loggers.errors import ConfigurationError
+from lightning_loggers.journal.blobs import safe_name
+from lightning_loggers.records import Kind, Record, RunStatus
+from lightning_loggers.secrets import strip_uri
+from lightning_loggers.values.metrics import as_number
+
+RUN_UID_TAG = "lightning_loggers.run_uid"
+
+_MAX_METRICS, _MAX_PARAMS, _MAX_TAGS = 1000, 100, 100
+_MAX_REQUEST_BYTES = 900_000  # the server refuses 1e6
+_PARAM_LIMITS = (6000, 500, 250)  # of current and older servers
+_TAG_LIMIT = 8000
+_REQUEST_TIMEOUT_S = 30.0
+_ILLEGAL = re.compile(r"[^/\w.\- :]")
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_SCHEMES = (*_DATABASES, "http", "https", "file", "databricks", "databricks-uc", "uc")
+_STATUS = {
+    RunStatus.RUNNING: "RUNNING",
+    RunStatus.PREEMPTED: "RUNNING",
+    RunStatus.FINISHED: "FINISHED",
+    RunStatus.FAILED: "FAILED",
+    RunStatus.INTERRUPTED: "KILLED",
+}
+_TRANSIENT_HTTP = {408, 425, 429, 500, 502, 503, 504}
+_TRANSIENT_CODES = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED", "IO_ERROR"}
+_AUTH_CODES = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
+_REJECT_CODES = {
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "INVALID_STATE",
+    "MALFORMED_REQUEST",
+    "ENDPOINT_NOT_FOUND",
+    "NOT_FOUND",
+}
+_TRANSIENT_WORDS = ("database is locked", "could not connect", "connection refused", "server closed the connection")
+
+
+class _UnreachableError(Exception):
+    """No answer came: nothing listening, connection reset, time-out."""
+
+
+class _StatusError(Exception):
+    """The server answered with an HTTP error that says "not now" or "not you"."""
+
+    def __init__(self, status: int, text: str, retry_after_s: float | None) -> None:
+        super().__init__(f"HTTP {status}: {text[:500]}")
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class MLflowAdapter(Adapter):
+    """Delivers to MLflow.
+
+    Options: ``tracking_uri``, ``experiment_name``, ``run_name``, ``tags``, ``artifact_location``, ``run_id``.
+
+    Guarantees:
+        - A batch delivered twice is shown once on SQL stores (metrics by primary key, params and tags by name).
+        - A run is created once even if the host died while asking for it: it is looked up by its ``uid`` tag.
+        - At most one request is under way, and none waits longer than 30 s for an answer.
+        - Nothing is cut: what is longer than MLflow takes is stored whole as an artifact.
+    """
+
+    name = "mlflow"
+    max_key_length = 250
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        kinds={
+            Kind.METRIC: "metric, at its step and time",
+            Kind.PARAM: "param; over-long values whole in params/<name>.txt",
+            Kind.TEXT: "media/<identifier>/<step>.txt",
+            Kind.DICT: "media/<identifier>/<step>.json",
+            Kind.ARTIFACT: "artifact",
+            Kind.CHECKPOINT: "artifact folder with metadata.yaml and aliases.txt",
+        },
+        keeps_time=True,
+        deduplicates=True,
+    )
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._client: Any = None
+        self._store: Any = None
+        self._param_limit = _PARAM_LIMITS[0]
+        self._keys_told = 0
+
+    # ------------------------------------------------------------------ options
+
+    @classmethod
+    @override
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        uri = str(options.get("tracking_uri") or "")
+        scheme = urlsplit(uri).scheme.partition("+")[0]
+        if scheme == "file" or ("://" not in uri and scheme not in {"databricks", "databricks-uc", "uc"}):
+            if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in {"1", "true"}:
+                return
+            raise ConfigurationError(
+                f"tracking_uri={strip_uri(uri)!r} means MLflow's file store, which mlflow >= 3.13 refuses. Leave "
+                f"tracking_uri out for a SQLite store in save_dir, or give 'sqlite:///path/mlflow.db' or the "
+                f"'http://host:port' of a server."
+            )
+        if scheme in _SCHEMES:
+            return
+        plugins = {point.name for point in importlib.metadata.entry_points(group="mlflow.tracking_store")}
+        if scheme not in plugins:
+            known = ", ".join(sorted({*_SCHEMES, *plugins} - {"file"}))
+            raise ConfigurationError(
+                f"tracking_uri={strip_uri(uri)!r}: MLflow has no store for {scheme!r}; it knows {known}."
+            )
+        return
+
+    @classmethod
+    @override
+    def destination(cls, options: Mapping[str, Any]) -> str:
+        return strip_uri(str(options.get("tracking_uri") or ""))
+
+    @staticmethod
+    @override
+    def fit_key(key: str) -> str:
+        """Metric, param and tag names: ``[/\\w.\\- :]``, at most 250 characters, a path that is its own normal form.
+
+        >>> [MLflowAdapter.fit_key(key) for key in ("loss/val", "loss@k=5 ü", "", "/a//b/", "..")]
+        ['loss/val', 'loss_k_5 ü', '_', 'a/b', '_']
+        """
+        parts = [part if part not in {".", ".."} else "_" for part in _ILLEGAL.sub("_", key).split("/") if part]
+        return "/".join(parts) or "_"
+
+    # ------------------------------------------------------------------ the run
+
+    @override
+    def open(self) -> None:
+        if self._store is None:
+            self._connect()
+        remote, options = self.context.remote, self.context.options
+        if remote.id is None and options.get("run_id"):
+            remote.id = str(options["run_id"])
+            remote.parent = self._store.get_run(remote.id).info.experiment_id
+        if remote.parent is None:
+            remote.parent = self._experiment(str(options.get("experiment_name") or self.context.run.name))
+        if remote.id is None:
+            # Written down before asking: a host that dies in between leaves a run that must be found, not made twice.
+            found = self._find() if remote.opening else None
+            remote.opening = True
+            self.context.save_remote()
+            remote.id = found or self._create()
+        remote.opening = False
+        self.context.save_remote()
+
+    def _connect(self) -> None:
+        from mlflow.store.tracking.rest_store import RestStore
+        from mlflow.tracking import MlflowClient
+
+        uri = str(self.context.options["tracking_uri"])
+        if uri.startswith("sqlite:///"):
+            path = uri.removeprefix("sqlite:///").partition("?")[0]
+            if os.path.dirname(path):
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+        self._client = MlflowClient(tracking_uri=uri)
+        store = self._client._tracking_client.store  # noqa: SLF001 - the documented plugin interface AbstractStore
+        self._store = _bounded(store) if type(store) is RestStore else store
+
+    def _experiment(self, name: str) -> str:
+        existing = self._store.get_experiment_by_name(name)
+        if existing is None:
+            location = self.context.options.get("artifact_location")
+            try:
+                return str(self._store.create_experiment(name, artifact_location=location, tags=[]))
+            except Exception:
+                existing = self._store.get_experiment_by_name(name)  # another process was first
+                if existing is None:
+                    raise
+        if existing.lifecycle_stage == "deleted":
+            raise _DeletedExperimentError(
+                f"The experiment {name!r} was deleted at {self.destination(self.context.options)}. Restore it: "
+                f"mlflow experiments restore --experiment-id {existing.experiment_id}"
+            )
+        return str(existing.experiment_id)
+
+    def _find(self) -> str | None:
+        runs = self._store.search_runs(
+            [self.context.remote.parent], f"tags.`{RUN_UID_TAG}` = '{self.context.run.uid}'", 1, 1, None, None
+        )
+        return str(runs[0].info.run_id) if runs else None
+
+    def _create(self) -> str:
+        from mlflow.entities import RunTag
+
+        header, options = self.context.header, self.context.options
+        environment = header.environment
+        user = str(environment.get("user") or "unknown")
+        tags = {
+            "mlflow.user": user,
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.name": str(environment.get("program") or ""),
+            "mlflow.source.git.commit": str(environment.get("git_commit") or ""),
+            **{str(key): str(value) for key, value in (options.get("tags") or {}).items()},
+            RUN_UID_TAG: self.context.run.uid,
+            "lightning_loggers.version": self.context.run.version,
+        }
+        run_name = str(options.get("run_name") or tags.get("mlflow.runName") or self.context.run.version)
+        tags["mlflow.runName"] = run_name
+        fitted = {self._tag_key(key): value for key, value in tags.items() if value}
+        entities = [RunTag(key, value[:_TAG_LIMIT]) for key, value in fitted.items()]
+        run = self._store.create_run(
+            self.context.remote.parent, user, header.time_ns // 1_000_000, entities[:_MAX_TAGS], run_name
+        )
+        run_id = str(run.info.run_id)
+        for begin in range(_MAX_TAGS, len(entities), _MAX_TAGS):
+            self._store.log_batch(run_id, metrics=[], params=[], tags=entities[begin : begin + _MAX_TAGS])
+        for key, value in fitted.items():
+            if len(value) > _TAG_LIMIT:
+                self._client.log_text(run_id, value, f"tags/{safe_name(key)}.txt")
+        return run_id
+
+    def _tag_key(self, key: str) -> str:
+        return key if key.startswith("mlflow.") else self.context.keys.fit(key)
+
+    @override
+    def set_status(self, status: RunStatus) -> None:
+        from mlflow.entities import RunStatus as TheirStatus
+
+        self._store_key_map()
+        ended = None if _STATUS[status] == "RUNNING" else int(time.time() * 1000)
+        self._store.update_run_info(self.context.remote.id, TheirStatus.from_string(_STATUS[status]), ended, None)
+
+    def _store_key_map(self) -> None:
+        """Keep with the run which of its names stand for which keys."""
+        changed = self.context.keys.changed
+        if changed and self._keys_told != self.context.keys.revision:
+            names = {name: key for key, name in changed.items()}
+            self._client.log_dict(self.context.remote.id, names, "lightning_loggers/names.json")
+            self._keys_told = self.context.keys.revision
+
+    # ------------------------------------------------------------------ records
+
+    @override
+    def send(self, records: Sequence[Record]) -> None:
+        metrics = [record for record in records if record.kind == Kind.METRIC]
+        for record in records:
+            if record.kind == Kind.PARAM:
+                self._send_params(record)
+        if metrics:
+            self._send_metrics(metrics)
+        for record in records:
+            if record.kind in _SENDERS:
+                _SENDERS[record.kind](self, record)
+
+    def _send_metrics(self, records: Iterable[Record]) -> None:
+        fit = self.context.keys.fit
+        batch: list[Any] = []
+        size = 0
+        for metric, size_bytes in self._metrics(records, fit):
+            if len(batch) == _MAX_METRICS or size + size_bytes > _MAX_REQUEST_BYTES:
+                self._store.log_batch(self.context.remote.id, metrics=batch, params=[], tags=[])
+                batch, size = [], 0
+            batch.append(metric)
+            size += size_bytes
+        if batch:
+            self._store.log_batch(self.context.remote.id, metrics=batch, params=[], tags=[])
+
+    def _metrics(self, records: Iterable[Record], fit: Any) -> Iterator[tuple[Any, int]]:
+        from mlflow.entities import Metric
+
+        for record in records:
+            if record.data is None:
+                continue
+            milliseconds = max(record.time_ns // 1_000_000, 0)
+            step = self._step(record.step)
+            for key, value in record.data.items():
+                number = as_number(value)
+                if number is not None:
+                    name = fit(key)
+                    yield Metric(name, float(number), milliseconds, step), 120 + len(name) * (1 if name.isascii() else 6)
+
+    def _step(self, step: int | float | None) -> int:
+        """MLflow's steps are 64-bit integers; no step is 0 there."""
+        if step is None:
+            return 0
+        whole = math.floor(step) if math.isfinite(step) else 0
+        fitted = min(max(whole, -(2**63)), 2**63 - 1)
+        if fitted != step:
+            self.context.notices.tell_once(
+                ("step", self.name),
+                f"Step {step} is kept as {fitted} in MLflow, whose steps are 64-bit integers; the journal has it as "
+                "it was.",
+            )
+        return fitted
+
+    def _send_params(self, record: Record) -> None:
+        from mlflow.entities import Param
+
+        run_id = self.context.remote.id
+        batch: list[Any] = []
+        size = 0
+        for key, value in (record.data or {}).items():
+            name, text = self.context.keys.fit(key), str(value)
+            if len(text) > self._param_limit:
+                place = f"params/{'/'.join(safe_name(part) for part in name.split('/'))}.txt"
+                self._client.log_text(run_id, text, place)
+                self.context.notices.tell_once(
+                    ("long param", key),
+                    f"Parameter {key!r} has {len(text)} characters, MLflow takes {self._param_limit}: it is whole in "
+                    f"the artifact {place}, and the parameter holds its beginning.",
+                )
+                mark = f"... [whole in {place}]"
+                text = text[: self._param_limit - len(mark)] + mark
+            cost = 60 + (len(name) + len(text)) * (1 if text.isascii() and name.isascii() else 6)
+            if len(batch) == _MAX_PARAMS or (batch and size + cost > _MAX_REQUEST_BYTES):
+                self._log_params(batch)
+                batch, size = [], 0
+            batch.append(Param(name, text))
+            size += cost
+        if batch:
+            self._log_params(batch)
+
+    def _log_params(self, params: list[Any]) -> None:
+        try:
+            self._store.log_batch(self.context.remote.id, metrics=[], params=params, tags=[])
+        except Exception as error:
+            shorter = [limit for limit in _PARAM_LIMITS if limit < self._param_limit]
+            if shorter and "length" in str(error) and any(len(param.value) > shorter[-1] for param in params):
+                self._param_limit = shorter[0]  # an older server: the batch is sent again, fitted to it
+                raise _UnreachableError(f"the server takes params of {shorter[0]} characters") from error
+            raise
+
+    def _send_text(self, record: Record) -> None:
+        text = record.value if record.value is not None else self._blob_text(record)
+        self._client.log_text(self.context.remote.id, str(text), self._media_path(record, "txt"))
+
+    def _send_dict(self, record: Record) -> None:
+        text = json.dumps(record.value, indent=1) if record.value is not None else self._blob_text(record)
+        self._client.log_text(self.context.remote.id, text, self._media_path(record, "json"))
+
+    def _blob_text(self, record: Record) -> str:
+        return "".join(self.context.blobs.locate(blob).read_text() for blob in record.blobs or [])
+
+    @staticmethod
+    def _media_path(record: Record, suffix: str) -> str:
+        folder = "/".join(safe_name(part) for part in (record.id or record.kind).split("/") if part) or record.kind
+        return f"media/{folder}/{'no-step' if record.step is None else record.step}.{suffix}"
+
+    def _send_artifact(self, record: Record) -> None:
+        place = "/".join(safe_name(part) for part in (record.id or "").split("/") if part)
+        for blob in record.blobs or []:
+            path = self.context.blobs.locate(blob)
+            if self.context.blobs.changed(blob):
+                self.context.notices.tell_once(
+                    ("changed", blob.name),
+                    f"{blob.name} was written to again after it was logged; it is delivered as it is now. Save to a "
+                    "new file, or log it when it is final.",
+                )
+            folder = posixpath.join(place, posixpath.dirname(blob.path)) if blob.path else place
+            self._client.log_artifact(self.context.remote.id, str(path), folder or None)
+
+    def _send_checkpoint(self, record: Record) -> None:
+        import yaml
+
+        self._send_artifact(record)
+        place = "/".join(safe_name(part) for part in (record.id or "").split("/") if part)
+        meta = record.meta or {}
+        run_id = self.context.remote.id
+        self._client.log_text(
+            run_id, yaml.safe_dump(meta.get("metadata", {}), default_flow_style=False), f"{place}/metadata.yaml"
+        )
+        self._client.log_text(run_id, str(meta.get("aliases", [])), f"{place}/aliases.txt")
+
+    # ------------------------------------------------------------------ faults
+
+    @override
+    def classify(self, error: Exception) -> Fault:
+        if isinstance(error, _UnreachableError):
+            return Fault(FaultKind.TRANSIENT, str(error))
+        if isinstance(error, _StatusError):
+            kind = FaultKind.TRANSIENT if error.status in _TRANSIENT_HTTP else FaultKind.AUTHENTICATION
+            return Fault(kind, str(error), error.retry_after_s)
+        if isinstance(error, _DeletedExperimentError):
+            return Fault(FaultKind.AUTHENTICATION, str(error))
+        code = str(getattr(error, "error_code", ""))
+        text = f"{type(error).__name__}: {error}"
+        if any(words in text.lower() for words in _TRANSIENT_WORDS):
+            return Fault(FaultKind.TRANSIENT, text)
+        if code in _AUTH_CODES:
+            return Fault(FaultKind.AUTHENTICATION, text)
+        if code in _REJECT_CODES:
+            return Fault(FaultKind.REJECTED, text)
+        if code in _TRANSIENT_CODES:
+            return Fault(FaultKind.TRANSIENT, text)
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):  # requests' errors are OSErrors
+            return Fault(FaultKind.TRANSIENT, text)
+        if isinstance(error, FileNotFoundError | ValueError):
+            return Fault(FaultKind.REJECTED, text)
+        return Fault(FaultKind.BUG, text)
+
+    @override
+    def close(self) -> None:
+        self._client = self._store = None
+
+
+_SENDERS = {
+    Kind.TEXT: MLflowAdapter._send_text,  # noqa: SLF001
+    Kind.DICT: MLflowAdapter._send_dict,  # noqa: SLF001
+    Kind.ARTIFACT: MLflowAdapter._send_artifact,  # noqa: SLF001
+    Kind.CHECKPOINT: MLflowAdapter._send_checkpoint,  # noqa: SLF001
+}
+
+
+class _DeletedExperimentError(Exception):
+    """The experiment is in the bin; only a person can say whether it comes back."""
+
+
+def _retry_after_s(value: str | None) -> float | None:
+    """``Retry-After`` in seconds (RFC 9110, section 10.2.3), given as seconds or as a date."""
+    if not value:
+        return None
+    with contextlib.suppress(ValueError):
+        return max(float(value), 0.0)
+    from email.utils import parsedate_to_datetime
+
+    with contextlib.suppress(TypeError, ValueError):
+        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    return None
+
+
+def _bounded(store: Any) -> Any:
+    """MLflow's REST store, with one attempt of at most 30 s a request.
+
+    The SDK's own retries (7, up to four minutes, set for a whole process by the environment) would hide an outage from
+    delivery, which waits better: it ends its waits on shutdown and honours ``Retry-After``.
+    """
+    from mlflow.store.tracking.rest_store import RestStore
+    from mlflow.utils.proto_json_utils import parse_dict
+    from mlflow.utils.rest_utils import http_request, verify_rest_response
+
+    class BoundedRestStore(RestStore):  # type: ignore[misc, unused-ignore]
+        def _call_endpoint(
+            self,
+            api: Any,
+            json_body: Any = None,
+            endpoint: Any = None,
+            retry_timeout_seconds: Any = None,
+            response_proto: Any = None,
+        ) -> Any:
+            known_endpoint, method = self._METHOD_TO_INFO[api]
+            endpoint = endpoint or known_endpoint
+            body = json.loads(json_body) if json_body else None
+            try:
+                response = http_request(
+                    self.get_host_creds(),
+                    endpoint,
+                    method,
+                    max_retries=0,
+                    timeout=_REQUEST_TIMEOUT_S,
+                    raise_on_status=False,
+                    respect_retry_after_header=False,
+                    **({"params": body} if method == "GET" else {"json": body}),
+                )
+            except Exception as error:
+                raise _UnreachableError(f"{type(error).__name__}: {error}") from error
+            if response.status_code in _TRANSIENT_HTTP or response.status_code in {401, 403}:
+                raise _StatusError(
+                    response.status_code, response.text, _retry_after_s(response.headers.get("Retry-After"))
+                )
+            verify_rest_response(response, endpoint)
+            message = response_proto or api.Response()
+            parse_dict(js_dict=json.loads(response.text), message=message)
+            return message
+
+    return BoundedRestStore(store.get_host_creds)

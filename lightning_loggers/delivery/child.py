@@ -1,0 +1,98 @@
+"""The delivery process: ``python -m lightning_loggers.delivery.child``, started by ``delivery="process"``.
+
+Its order comes as one line of JSON on standard input; further lines wake it; the end of standard input says that the
+trainer has closed its logger or is dead. It then delivers what is left and closes the run, and gives up only after it
+has made no progress for ``linger_s``: what is left then is a leftover for the next run or for ``sync``.
+"""
+
+import logging
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import msgspec
+
+from lightning_loggers.delivery.hosts import Job, leftover_workers
+from lightning_loggers.delivery.worker import Step, StepKind, Worker
+from lightning_loggers.notices import Notices
+
+_END = "end"
+
+
+def _listen(wakes: "SimpleQueue[str]") -> None:
+    while os.read(0, 4096):
+        wakes.put("wake")
+    wakes.put(_END)
+
+
+def main() -> int:
+    """Deliver the run named on standard input until it has ended."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    line = bytearray()
+    while not line.endswith(b"\n"):  # unbuffered: what follows belongs to the listening thread
+        byte = os.read(0, 1)
+        if not byte:
+            return 2
+        line += byte
+    order: dict[str, Any] = msgspec.json.decode(bytes(line))
+    notices = Notices()
+    job = Job(
+        run_dir=Path(order["run_dir"]),
+        save_dir=Path(order["save_dir"]),
+        tracker=order["tracker"],
+        options=order["options"],
+        destination=order["destination"],
+        notices=notices,
+    )
+    wakes: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=_listen, args=(wakes,), daemon=True).start()
+    worker = Worker(job.run_dir, job.options, notices=notices)
+    leftovers = leftover_workers(job) if order["deliver_leftovers"] else []
+    ended = False
+    progress_at = time.monotonic()
+    while True:
+        step = worker.step()
+        if step.kind is StepKind.IDLE and ended:
+            step = _finish(worker)
+            if step.kind is StepKind.IDLE:
+                break
+        if step.kind is StepKind.PROGRESS:
+            progress_at = time.monotonic()
+            continue
+        if ended and time.monotonic() - progress_at > order["linger_s"]:
+            break
+        wait_s = min(step.wait_s, 2.0) if ended else step.wait_s
+        if step.kind is StepKind.IDLE and leftovers:
+            other = leftovers[0]
+            done = other.step()
+            if done.kind is StepKind.IDLE:
+                done = other.finish_dead()
+            if done.kind is StepKind.PROGRESS:
+                wait_s = 0.0
+            else:
+                other.close()
+                leftovers.pop(0)
+        with suppress(Empty):
+            while True:
+                said = wakes.get(timeout=wait_s) if wait_s > 0 else wakes.get_nowait()
+                ended = ended or said == _END
+                worker.hasten()
+                wait_s = 0.0
+    worker.close()
+    return 0
+
+
+def _finish(worker: Worker) -> Step:
+    """After the trainer has gone: close the run if nobody else writes to it."""
+    if worker.writer_alive():
+        return Step(StepKind.FAILED, 0.5, "another process still writes the run")
+    return worker.finish_dead()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,311 @@
+"""Where the delivery loop runs while training does: a thread, a child process, or nowhere (offline)."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import msgspec
+from typing_extensions import override
+
+from lightning_loggers.delivery.discover import siblings
+from lightning_loggers.delivery.state import StateFile, TrackerState
+from lightning_loggers.delivery.worker import Step, StepKind, Worker
+from lightning_loggers.journal.layout import journal_dir
+from lightning_loggers.journal.reader import Position
+from lightning_loggers.notices import Notices
+
+DELIVERY_MODES = ("thread", "process", "offline")
+
+_DRAIN_POLL_S = 0.02
+_LONGEST_WAIT_WHILE_DRAINING_S = 1.0
+_CHILD_LINGERS_S = 600.0
+
+Progress = Callable[[Mapping[str, Position]], object]
+
+
+@dataclass(slots=True)
+class Job:
+    """What a host is to deliver.
+
+    Attributes:
+        run_dir: The run's folder.
+        save_dir: Where other runs lie.
+        tracker: The adapter's name.
+        options: The tracker's options, secrets included.
+        destination: Where that leads, without secrets.
+        deliver_leftovers: Whether runs of dead processes in ``save_dir`` are delivered too.
+        notices: Where faults are told.
+    """
+
+    run_dir: Path
+    save_dir: Path
+    tracker: str
+    options: dict[str, Any]
+    destination: str
+    deliver_leftovers: bool = True
+    notices: Notices = field(default_factory=Notices)
+
+
+class Host(ABC):
+    """Where the loop runs.
+
+    Guarantees:
+        - :meth:`start`, :meth:`wake` and the waiting of :meth:`drain` take no lock that delivery holds, so they are safe
+          in a signal handler that interrupted anything of ours.
+        - :meth:`drain` waits no longer than it was told.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin to deliver; called with the first record, and again in a forked child."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Have the loop look at the journal now rather than at its next turn."""
+
+    @abstractmethod
+    def state(self) -> TrackerState | None:
+        """The tracker's state as far as this process knows it."""
+
+    def drain(self, ends: Mapping[str, Position], timeout_s: float, progress: Progress | None = None) -> bool:
+        """Wait until everything before ``ends`` is delivered.
+
+        Args:
+            ends: Stream to the end of what must be delivered.
+            timeout_s: Longest wait, seconds.
+            progress: Called now and then with the cursors.
+
+        Returns:
+            Whether it is all delivered.
+        """
+        deadline = time.monotonic() + timeout_s
+        self.wake()
+        while not self._reached(ends):
+            if time.monotonic() >= deadline or not self.working():
+                return self._reached(ends)
+            if progress is not None and (state := self.state()) is not None:
+                progress(state.cursors)
+            time.sleep(_DRAIN_POLL_S)
+        return True
+
+    def working(self) -> bool:
+        """Whether waiting for it makes sense."""
+        return True
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End the loop after the batch under way; does not wait for it."""
+
+    def _reached(self, ends: Mapping[str, Position]) -> bool:
+        state = self.state()
+        if state is None:
+            return not ends
+        return all(state.cursors.get(stream, Position()) >= end for stream, end in ends.items())
+
+
+class OfflineHost(Host):
+    """Journal only: ``lightning-loggers sync`` delivers, from any machine that sees the folder."""
+
+    @override
+    def start(self) -> None:
+        return
+
+    @override
+    def wake(self) -> None:
+        return
+
+    @override
+    def state(self) -> TrackerState | None:
+        return StateFile(journal_dir(self.job.run_dir), self.job.tracker).load(self.job.tracker)
+
+    @override
+    def working(self) -> bool:
+        return False
+
+    @override
+    def stop(self) -> None:
+        return
+
+
+class ThreadHost(Host):
+    """A daemon thread of the training process. It ends with the process; what is left is a leftover for the next."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self._wakes: SimpleQueue[None] = SimpleQueue()  # put() is reentrant, also in a signal handler
+        self._thread: threading.Thread | None = None
+        self._worker: Worker | None = None
+        self._draining = False
+        self._pid = os.getpid()
+
+    @override
+    def start(self) -> None:
+        if self._pid != os.getpid():  # forked: the thread stayed with the parent
+            self._pid, self._thread, self._wakes = os.getpid(), None, SimpleQueue()
+        if self._thread is None or not self._thread.is_alive():
+            self._worker = Worker(self.job.run_dir, self.job.options, notices=self.job.notices)
+            self._thread = threading.Thread(target=self._run, name="lightning-loggers-delivery", daemon=True)
+            with contextlib.suppress(RuntimeError):  # the interpreter is shutting down: the run becomes a leftover
+                self._thread.start()
+
+    @override
+    def wake(self) -> None:
+        self._draining = True
+        self._wakes.put(None)
+
+    @override
+    def state(self) -> TrackerState | None:
+        return self._worker.state if self._worker is not None else None
+
+    @override
+    def working(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    @override
+    def stop(self) -> None:
+        if self._worker is not None:
+            self._worker.stopping.set()
+        self._wakes.put(None)
+
+    def _run(self) -> None:
+        worker = self._worker
+        assert worker is not None
+        leftovers = self._leftovers()
+        while not worker.stopping.is_set():
+            step = worker.step()
+            if step.kind is StepKind.PROGRESS:
+                continue
+            wait_s = step.wait_s
+            if step.kind is StepKind.IDLE and leftovers and not self._draining:
+                other = leftovers[0]
+                done = _step_leftover(other)
+                if done.kind is StepKind.PROGRESS:
+                    wait_s = 0.0
+                else:
+                    other.close()
+                    leftovers.pop(0)
+            self._wait(worker, step, wait_s)
+        worker.close()
+        for other in leftovers:
+            other.close()
+
+    def _wait(self, worker: Worker, step: Step, wait_s: float) -> None:
+        if self._draining and step.kind is not StepKind.IDLE:
+            wait_s = min(wait_s, _LONGEST_WAIT_WHILE_DRAINING_S)
+        self._draining = False
+        if wait_s <= 0:
+            return
+        with contextlib.suppress(Empty):
+            self._wakes.get(timeout=wait_s)
+            worker.hasten()
+            while True:
+                self._wakes.get_nowait()
+
+    def _leftovers(self) -> list[Worker]:
+        if not self.job.deliver_leftovers:
+            return []
+        return leftover_workers(self.job)
+
+
+def leftover_workers(job: Job) -> list[Worker]:
+    """Workers for runs of dead processes beside ``job``'s own that go to the same place and are not all delivered."""
+    workers = []
+    for run_dir in siblings(job.save_dir, job.run_dir):
+        try:
+            worker = Worker(run_dir, notices=job.notices)
+            if worker.is_leftover(job.tracker, job.destination, job.options):
+                workers.append(worker)
+        except Exception as error:  # noqa: BLE001 - seam: somebody else's damaged folder must not stop our delivery
+            job.notices.tell_once(("leftover", str(run_dir)), f"{run_dir} was left as it is: {error}")
+    return workers
+
+
+def _step_leftover(worker: Worker) -> Step:
+    step = worker.step()
+    if step.kind is StepKind.IDLE:
+        return worker.finish_dead()
+    return step
+
+
+class ProcessHost(Host):
+    """A child process in a session of its own: it outlives a killed trainer, delivers its tail and closes the run."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self._child: subprocess.Popen[bytes] | None = None
+        self._pid = os.getpid()
+
+    @override
+    def start(self) -> None:
+        if self._pid != os.getpid():
+            self._pid, self._child = os.getpid(), None
+        if self._child is not None and self._child.poll() is None:
+            return
+        order = {
+            "run_dir": str(self.job.run_dir.resolve()),
+            "save_dir": str(self.job.save_dir.resolve()),
+            "tracker": self.job.tracker,
+            "options": self.job.options,
+            "destination": self.job.destination,
+            "deliver_leftovers": self.job.deliver_leftovers,
+            "linger_s": _CHILD_LINGERS_S,
+        }
+        folder = journal_dir(self.job.run_dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "delivery.log").open("ab") as log:
+                self._child = subprocess.Popen(
+                    [sys.executable, "-m", "lightning_loggers.delivery.child"],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            assert self._child.stdin is not None
+            self._child.stdin.write(msgspec.json.encode(order) + b"\n")  # secrets go by the pipe, not the command line
+            self._child.stdin.flush()
+        except OSError as error:
+            self.job.notices.tell_once(
+                ("child", error.errno),
+                f"The delivery process could not be started ({error}); records are kept in {folder}. "
+                f"Deliver them with: lightning-loggers sync {self.job.run_dir}",
+            )
+
+    @override
+    def wake(self) -> None:
+        if self._child is not None and self._child.stdin is not None:
+            with contextlib.suppress(OSError, ValueError):
+                os.write(self._child.stdin.fileno(), b"wake\n")
+
+    @override
+    def state(self) -> TrackerState | None:
+        return StateFile(journal_dir(self.job.run_dir), self.job.tracker).load(self.job.tracker)
+
+    @override
+    def working(self) -> bool:
+        return self._child is not None and self._child.poll() is None
+
+    @override
+    def stop(self) -> None:
+        child = self._child
+        if child is not None and child.stdin is not None:
+            with contextlib.suppress(OSError):
+                child.stdin.close()
+
+
+def make_host(mode: str, job: Job) -> Host:
+    """The host of that name (one of :data:`DELIVERY_MODES`)."""
+    return {"thread": ThreadHost, "process": ProcessHost, "offline": OfflineHost}[mode](job)
+

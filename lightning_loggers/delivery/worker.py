@@ -1,0 +1,540 @@
+"""The one delivery loop: reads a journal from its cursors, hands batches to an adapter, moves the cursors.
+
+All hosts (a thread of the trainer, a child process, the command line) run this; they differ in when they call
+:meth:`Worker.step` and when they stop.
+"""
+
+import contextlib
+import enum
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lightning_loggers.adapters.base import Adapter, Context, Delivered, Fault, FaultKind, Outcome
+from lightning_loggers.adapters.fitting import KeyMap
+from lightning_loggers.adapters.registry import adapter_class
+from lightning_loggers.delivery.backoff import Backoff
+from lightning_loggers.delivery.state import StateFile, TrackerState, state_name
+from lightning_loggers.errors import JournalError
+from lightning_loggers.journal.blobs import BlobStore
+from lightning_loggers.journal.layout import (
+    BLOBS_FOLDER,
+    REJECTED_FILE,
+    delivery_lock_path,
+    journal_dir,
+    list_segments,
+    lock_path,
+    segment_path,
+)
+from lightning_loggers.journal.lock import FileLock, is_locked
+from lightning_loggers.journal.reader import Entry, Position, StreamReader, read_first_header
+from lightning_loggers.notices import Notices
+from lightning_loggers.records import Header, Kind, Record, RunStatus, encode_line, is_terminal, split_nonfinite
+from lightning_loggers.secrets import has_secret, mask, secrets_of_uri
+
+POLL_S = 1.0
+_AUTHENTICATION_RETRY_S = 60.0
+_OTHER_DELIVERER_RETRY_S = 2.0
+_LARGEST_READ_BYTES = 2**20
+_SMALLEST_READ_BYTES = 2**14
+
+
+class StepKind(enum.Enum):
+    """What a step found."""
+
+    PROGRESS = "progress"
+    IDLE = "idle"
+    FAILED = "failed"
+    BUSY = "busy"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step did.
+
+    Attributes:
+        kind: ``PROGRESS``: something was delivered, more may follow at once. ``IDLE``: everything is delivered.
+            ``FAILED``: the tracker does not take it now. ``BUSY``: another host delivers this run.
+        wait_s: Seconds after which the next step makes sense.
+        reason: Why it failed.
+    """
+
+    kind: StepKind
+    wait_s: float = 0.0
+    reason: str = ""
+
+
+class Worker:
+    """Delivers one run to one tracker.
+
+    Args:
+        run_dir: The run's folder.
+        options: The tracker's options with secrets, where this host has them; the journal's own otherwise.
+        notices: Where faults are told.
+        backoff: How long to wait after a fault.
+        make_adapter: Makes the adapter; by default the registry's class of the journal's tracker.
+
+    Guarantees:
+        - At least once, in order: a cursor moves only over records that the tracker acknowledged, or that were written
+          to ``rejected.jsonl`` because it refused them.
+        - Nothing is given up by count: what the tracker cannot take now is tried until the host ends.
+        - One worker at a time serves a run and tracker, between processes and hosts (a lock held while it lives).
+        - No step raises, and none waits except in the adapter.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        options: Mapping[str, Any] | None = None,
+        *,
+        notices: Notices | None = None,
+        backoff: Backoff | None = None,
+        make_adapter: Callable[[Context], Adapter] | None = None,
+    ) -> None:
+        self.run_dir = run_dir
+        self.folder = journal_dir(run_dir)
+        self.state: TrackerState | None = None
+        self.last_fault: Fault | None = None
+        self._options = dict(options or {})
+        self._notices = notices or Notices()
+        self._backoff = backoff or Backoff()
+        self._make_adapter = make_adapter
+        self._header: Header | None = None
+        self._file: StateFile | None = None
+        self._lock: FileLock | None = None
+        self._adapter: Adapter | None = None
+        self._opened = False
+        self._keys: KeyMap | None = None
+        self._saved_keys = 0
+        self._failures = 0
+        self._ever_delivered = False
+        self._read_bytes = _LARGEST_READ_BYTES
+        self._secrets = frozenset[str]().union(
+            *(secrets_of_uri(value) for value in self._options.values() if isinstance(value, str))
+        )
+        self.stopping = threading.Event()
+        """Once set, the running step ends after the batch under way."""
+
+    # ---------------------------------------------------------------- for hosts
+
+    def step(self) -> Step:
+        """Deliver the next batch, if there is one and the tracker takes it."""
+        try:
+            return self._step()
+        except JournalError as error:
+            self._tell("journal", f"The run in {self.run_dir} cannot be delivered: {error}")
+            return Step(StepKind.FAILED, _AUTHENTICATION_RETRY_S, str(error))
+        except Exception as error:  # noqa: BLE001 - seam: a defect here must not end delivery for the rest of the run
+            reason = self._masked(f"{type(error).__name__}: {error}")
+            self._tell("step", f"Delivery of {self.run_dir} met a fault of its own and goes on: {reason}")
+            return self._failed(Fault(FaultKind.BUG, reason))
+
+    def caught_up(self, ends: Mapping[str, Position]) -> bool:
+        """Whether everything before the given ends of streams is delivered (or rejected)."""
+        state = self.state
+        if state is None:
+            return not ends
+        return all(state.cursors.get(stream, Position()) >= end for stream, end in ends.items())
+
+    def finish_dead(self) -> Step:
+        """Close the run as failed if its processes have died without a word, once all of it is delivered.
+
+        A run that ended with a status keeps it; one that was preempted is left open for the job that continues it.
+        """
+        if self.state is None or self._adapter is None or not self._opened:
+            return Step(StepKind.IDLE, POLL_S)
+        state = self.state
+        if is_terminal(state.status) or state.wanted_status == RunStatus.PREEMPTED or self.writer_alive():
+            return Step(StepKind.IDLE, POLL_S)
+        outcome = self._adapter.update_status(RunStatus.FAILED)
+        if isinstance(outcome, Fault):
+            return self._failed(outcome)
+        state.status = RunStatus.FAILED.value
+        self._save()
+        return Step(StepKind.PROGRESS)
+
+    def writer_alive(self) -> bool:
+        """Whether a live process writes any stream of the run."""
+        return any(is_locked(lock_path(self.folder, stream)) for stream in list_segments(self.folder))
+
+    def needs_closing(self) -> bool:
+        """Whether the tracker still shows the run as running although nobody writes it and nobody will go on."""
+        state = self.state or self._load_state()
+        if state is None or is_terminal(state.status) or state.remote.id is None:
+            return False
+        return state.wanted_status != RunStatus.PREEMPTED and not self.writer_alive()
+
+    def is_leftover(self, tracker: str, destination: str, options: Mapping[str, Any]) -> bool:
+        """Whether this is a dead process's run for the given place that is not all delivered; takes its options if so."""
+        if not self._ready():
+            return False
+        assert self._header is not None
+        run = self._header.run
+        if run.tracker != tracker or adapter_class(tracker).destination(run.options) != destination:
+            return False
+        if self.writer_alive():
+            return False
+        state = self._load_state()
+        assert state is not None
+        behind = any(
+            state.cursors.get(stream, Position()).offset == 0 or state.cursors[stream] < end
+            for stream, end in ends_of(self.folder).items()
+        )
+        if not behind and not self.needs_closing():
+            return False
+        # Secrets were not written to that run's journal; where it leads to our own address, ours open the door.
+        secret = {key: value for key, value in options.items() if isinstance(value, str) and has_secret(value)}
+        self._options.update(secret)
+        self._secrets |= frozenset[str]().union(*(secrets_of_uri(value) for value in secret.values()))
+        return True
+
+    def hasten(self) -> None:
+        """Forget earlier failures: the next waits are short again (somebody waits for the end of the run)."""
+        self._failures = min(self._failures, 1)
+
+    def close(self) -> None:
+        """Let go of the SDK and the lock. A later step takes them again."""
+        adapter, self._adapter, self._opened = self._adapter, None, False
+        if adapter is not None:
+            with contextlib.suppress(Exception):
+                adapter.close()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
+
+    # ---------------------------------------------------------------- one step
+
+    def _step(self) -> Step:
+        if not self._ready():
+            return Step(StepKind.IDLE, POLL_S)
+        assert self._lock is not None
+        if not self._lock.held and not self._lock.acquire():
+            return Step(StepKind.BUSY, _OTHER_DELIVERER_RETRY_S, "another process delivers this run")
+        if self.state is None:
+            self.state = self._load_state()
+        state = self.state
+        assert state is not None
+        for stream in list_segments(self.folder):
+            cursor = state.cursors.get(stream, Position())
+            chunk = StreamReader(self.folder, stream).read(cursor, self._read_bytes)
+            for damage in chunk.damage:
+                state.damaged += 1
+                self._tell(("damage", str(damage.path), damage.offset), f"Journal damage: {damage}")
+            if chunk.at_end:
+                continue
+            outcome = self._deliver(stream, chunk.entries)
+            if isinstance(outcome, Fault):
+                return self._failed(outcome)
+            if state.cursors.get(stream, Position()) < chunk.end:
+                state.cursors[stream] = chunk.end
+                self._save()
+            self._failures = 0
+            self.last_fault = None
+            self._read_bytes = min(self._read_bytes * 2, _LARGEST_READ_BYTES)
+            return Step(StepKind.PROGRESS)
+        return Step(StepKind.IDLE, POLL_S)
+
+    def _ready(self) -> bool:
+        """Whether there is a journal; learns what its header says."""
+        if self._header is not None:
+            return True
+        header = read_first_header(self.folder)
+        if header is None:
+            return False
+        kind = adapter_class(header.run.tracker)
+        home = kind.destination(header.run.options)
+        options = {**header.run.options, **self._options}
+        destination = kind.destination(options)
+        name = state_name(header.run.tracker, destination, home)
+        self._options = options
+        self._file = StateFile(self.folder, name)
+        self._lock = FileLock(delivery_lock_path(self.folder, name))
+        self._header = header
+        return True
+
+    def _load_state(self) -> TrackerState | None:
+        if not self._ready():
+            return None
+        assert self._header is not None
+        assert self._file is not None
+        state = self._file.load(self._header.run.tracker)
+        state.destination = adapter_class(self._header.run.tracker).destination(self._options)
+        if self._file.damaged:
+            self._tell("state", f"{self._file.path} was damaged: the run is delivered again from its beginning.")
+        return state
+
+    def _open(self) -> Outcome:
+        if self._opened:
+            return Delivered()
+        assert self._header is not None
+        assert self._file is not None
+        assert self.state is not None
+        if self._adapter is None:
+            kind = adapter_class(self._header.run.tracker)
+            self._keys = KeyMap(kind.fit_key, kind.max_key_length, self._file.load_keys(), self._tell_fitted)
+            context = Context(
+                run=self._header.run,
+                header=self._header,
+                remote=self.state.remote,
+                blobs=BlobStore(self.folder / BLOBS_FOLDER),
+                keys=self._keys,
+                notices=self._notices,
+                run_dir=self.run_dir,
+                options=self._options,
+                save_remote=self._save,
+            )
+            self._adapter = (self._make_adapter or kind)(context)
+        outcome = self._adapter.open_run()
+        if isinstance(outcome, Delivered):
+            self._opened = True
+            if self.state.status is None:
+                self.state.status = RunStatus.RUNNING.value
+            self._save()
+        return outcome
+
+    def _deliver(self, stream: str, entries: list[Entry]) -> Outcome:
+        """Deliver a chunk, status records in their place between the others."""
+        for group in _groups(entries):
+            if self.stopping.is_set():
+                return Fault(FaultKind.TRANSIENT, "the host is stopping")
+            outcome = self._deliver_group(stream, group)
+            if isinstance(outcome, Fault):
+                return outcome
+        return Delivered()
+
+    def _deliver_group(self, stream: str, group: list[Entry]) -> Outcome:
+        state = self.state
+        assert state is not None
+        lines = [entry.line for entry in group]
+        if isinstance(lines[0], Header):
+            state.wanted_status = None  # a new session of the run has begun
+            state.cursors[stream] = group[-1].end
+            return Delivered()
+        outcome = self._open()
+        if isinstance(outcome, Fault):
+            if outcome.kind is FaultKind.REJECTED:  # of the run itself, not of a record: nothing to bisect
+                return Fault(FaultKind.AUTHENTICATION, outcome.reason)
+            return outcome
+        assert self._adapter is not None
+        if lines[0].kind == Kind.STATUS:
+            return self._deliver_status(stream, group[-1])
+        if is_terminal(state.status):
+            outcome = self._adapter.update_status(RunStatus.RUNNING)
+            if isinstance(outcome, Fault):
+                return outcome
+            state.status = RunStatus.RUNNING.value
+        return self._deliver_records(stream, group)
+
+    def _deliver_status(self, stream: str, entry: Entry) -> Outcome:
+        state = self.state
+        assert state is not None
+        assert self._adapter is not None
+        assert isinstance(entry.line, Record)
+        try:
+            status = RunStatus(str(entry.line.value))
+        except ValueError:
+            status = RunStatus.FINISHED
+        if state.status != status:
+            outcome = self._adapter.update_status(status)
+            if isinstance(outcome, Fault):
+                if outcome.kind is not FaultKind.REJECTED:
+                    return outcome
+                self._quarantine(entry.line, outcome)
+        state.status = status.value if status is not RunStatus.PREEMPTED else RunStatus.RUNNING.value
+        state.wanted_status = status.value
+        state.cursors[stream] = entry.end
+        self._save()
+        return Delivered()
+
+    def _deliver_records(self, stream: str, group: list[Entry]) -> Outcome:
+        """Deliver records, halving the batch around what the tracker refuses."""
+        state = self.state
+        assert state is not None
+        assert self._adapter is not None
+        records = [entry.line for entry in group if isinstance(entry.line, Record)]
+        outcome = self._adapter.write(records)
+        if isinstance(outcome, Delivered):
+            self._ever_delivered = True
+            state.delivered += len(records)
+        elif outcome.kind in {FaultKind.TRANSIENT, FaultKind.AUTHENTICATION}:
+            return outcome
+        elif len(group) > 1:
+            middle = len(group) // 2
+            first = self._deliver_records(stream, group[:middle])
+            return first if isinstance(first, Fault) else self._deliver_records(stream, group[middle:])
+        elif outcome.kind is FaultKind.BUG and not self._ever_delivered:
+            return outcome  # nothing at all passes: no reason to blame this record
+        else:
+            refused = self._isolate(records[0], outcome)
+            if isinstance(refused, Fault):
+                return refused
+            if not refused:
+                state.delivered += 1
+        state.cursors[stream] = group[-1].end
+        self._save()
+        return Delivered()
+
+    def _isolate(self, record: Record, fault: Fault) -> bool | Fault:
+        """Deliver what can be of a refused record; quarantine the rest.
+
+        Returns:
+            Whether anything was quarantined, or the fault that interrupted it.
+        """
+        assert self._adapter is not None
+        if record.data is None or len(record.data) <= 1:
+            self._quarantine(record, fault)
+            return True
+        items = list(record.data.items())
+        refused = False
+        for half in (dict(items[: len(items) // 2]), dict(items[len(items) // 2 :])):
+            part = msgspec.structs.replace(record, data=half, nonfinite=split_nonfinite(half))
+            outcome = self._adapter.write([part])
+            if isinstance(outcome, Delivered):
+                continue
+            if outcome.kind in {FaultKind.TRANSIENT, FaultKind.AUTHENTICATION}:
+                return outcome
+            inner = self._isolate(part, outcome)
+            if isinstance(inner, Fault):
+                return inner
+            refused = refused or inner
+        return refused
+
+    def _quarantine(self, record: Record, fault: Fault) -> None:
+        """Keep a refused record, with the reason, where a person finds it."""
+        assert self.state is not None
+        reason = self._masked(fault.reason)
+        data = record.data
+        line = json.dumps(
+            {
+                "reason": reason,
+                "fault": fault.kind.value,
+                "tracker": self.state.tracker,
+                "destination": self.state.destination,
+                "record": json.loads(encode_line(record)),
+            }
+        )
+        path = self.folder / REJECTED_FILE
+        if not path.is_symlink():
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        self.state.rejected += 1
+        self.state.count_reason(f"{fault.kind.value}: {reason[:120]}")
+        what = ", ".join(map(repr, data)) if data else repr(record.id or record.kind)
+        self._tell(
+            ("rejected", reason[:80]),
+            f"{self.state.tracker} refused {record.kind} {what[:200]}: {reason}. It is kept in {path}; everything else "
+            "is delivered.",
+        )
+
+    def _failed(self, fault: Fault) -> Step:
+        reason = self._masked(fault.reason)
+        fault = Fault(fault.kind, reason, fault.retry_after_s)
+        if self.stopping.is_set():
+            return Step(StepKind.FAILED, 0.0, reason)
+        self.last_fault = fault
+        self._failures += 1
+        # After an ambiguous failure a part of the batch may be there already: small batches make sending it again cheap.
+        self._read_bytes = max(self._read_bytes // 4, _SMALLEST_READ_BYTES)
+        if self.state is not None:
+            self.state.retried += 1
+            self.state.count_reason(fault.kind.value)
+        place = self.state.destination if self.state is not None else str(self.run_dir)
+        if fault.kind is FaultKind.AUTHENTICATION:
+            self._tell(
+                (fault.kind, place),
+                f"{place} does not let this run in: {reason}. Training goes on and everything is kept in {self.folder}; "
+                f"mend the credentials or address, then: lightning-loggers sync {self.run_dir}",
+            )
+            return Step(StepKind.FAILED, max(_AUTHENTICATION_RETRY_S, fault.retry_after_s or 0.0), reason)
+        wait_s = self._backoff.wait_s(self._failures, retry_after_s=fault.retry_after_s)
+        self._tell(
+            (fault.kind, place),
+            f"{place or self.run_dir} cannot be reached or does not take records now: {reason}. Training goes on, "
+            f"records are kept in {self.folder} and delivered when it answers again.",
+        )
+        return Step(StepKind.FAILED, wait_s, reason)
+
+    # ---------------------------------------------------------------- small things
+
+    def _save(self) -> None:
+        assert self._file is not None
+        assert self.state is not None
+        try:
+            if self._keys is not None and self._keys.revision != self._saved_keys:
+                self._file.save_keys(self._keys.names)
+                self._saved_keys = self._keys.revision
+            self._file.save(self.state)
+        except OSError as error:
+            self._tell(
+                ("state", error.errno),
+                f"{self._file.path} cannot be written ({error.strerror}): after a crash, delivery starts again from an "
+                "earlier record.",
+            )
+
+    def _tell(self, cause: Any, message: str) -> None:
+        self._notices.tell_once((str(self.run_dir), cause), message)
+
+    def _tell_fitted(self, key: str, name: str) -> None:
+        tracker = self._header.run.tracker if self._header is not None else "The tracker"
+        self._tell(("fitted", key), f"{tracker} does not take the name {key[:200]!r}: it is shown as {name!r}.")
+
+    def _masked(self, text: str) -> str:
+        return mask(text, self._secrets)
+
+
+def _groups(entries: list[Entry]) -> Iterator[list[Entry]]:
+    """Runs of data records; a header or status record is a group of its own."""
+    group: list[Entry] = []
+    for entry in entries:
+        alone = isinstance(entry.line, Header) or entry.line.kind == Kind.STATUS
+        if alone and group:
+            yield group
+            group = []
+        group.append(entry)
+        if alone:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def ends_of(folder: Path) -> dict[str, Position]:
+    """Where each stream of a journal ends on disk."""
+    ends = {}
+    for stream, segments in list_segments(folder).items():
+        with contextlib.suppress(OSError):
+            size = segment_path(folder, stream, segments[-1]).stat().st_size
+            ends[stream] = Position(segments[-1], size)
+    return ends
+
+
+def pending_of(run_dir: Path, state: TrackerState | None) -> tuple[int, int | None]:
+    """Records that are not delivered yet.
+
+    Args:
+        run_dir: The run's folder.
+        state: The tracker's state; without one everything is pending.
+
+    Returns:
+        Their number, and the time of the oldest one in nanoseconds since the epoch.
+    """
+    folder = journal_dir(run_dir)
+    count, oldest = 0, None
+    for stream in list_segments(folder):
+        position = state.cursors.get(stream, Position()) if state is not None else Position()
+        reader = StreamReader(folder, stream)
+        while True:
+            chunk = reader.read(position)
+            for entry in chunk.entries:
+                if isinstance(entry.line, Record) and entry.line.kind != Kind.STATUS:
+                    count += 1
+                    oldest = entry.line.time_ns if oldest is None else min(oldest, entry.line.time_ns)
+            if chunk.at_end:
+                break
+            position = chunk.end
+    return count, oldest

@@ -1,0 +1,1 @@
+"""The loggers that a user passes to a Trainer."""

@@ -1,0 +1,583 @@
+"""What all our loggers share: a log call becomes a record in the journal, a host delivers it.
+
+A logger class on top of this names its adapter and turns its constructor's arguments into the adapter's options.
+"""
+
+import atexit
+import contextlib
+import os
+import sys
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from typing_extensions import override
+
+from lightning_loggers.adapters.base import unknown_option
+from lightning_loggers.adapters.registry import adapter_class, require_sdk
+from lightning_loggers.base import DummyExperiment, LightningLoggerBase, rank_zero_experiment
+from lightning_loggers.delivery.hosts import DELIVERY_MODES, Host, Job, make_host
+from lightning_loggers.delivery.state import TrackerState
+from lightning_loggers.delivery.worker import pending_of
+from lightning_loggers.errors import ConfigurationError, TrackerUnavailableError
+from lightning_loggers.journal.layout import journal_dir
+from lightning_loggers.journal.reader import Position
+from lightning_loggers.journal.writer import JournalWriter
+from lightning_loggers.loggers import environment, versions
+from lightning_loggers.loggers.checkpoints import CheckpointScanner
+from lightning_loggers.loggers.proxy import NativeProxy
+from lightning_loggers.loggers.stats import Stats
+from lightning_loggers.notices import Notices
+from lightning_loggers.notices import logger as log
+from lightning_loggers.progress import delivery_bar
+from lightning_loggers.ranks import current_rank
+from lightning_loggers.records import Kind, Record, RunSpec, RunStatus, split_nonfinite
+from lightning_loggers.secrets import has_secret, strip_uri
+from lightning_loggers.values.metrics import normalise
+from lightning_loggers.values.params import flatten
+
+DEFAULT_FINALIZE_TIMEOUT_S = 30.0
+
+_live: "weakref.WeakSet[JournaledLogger]" = weakref.WeakSet()
+
+
+class JournaledLogger(LightningLoggerBase):
+    """Base of the loggers that write a journal.
+
+    Args:
+        name: Experiment or project; a folder below ``save_dir``.
+        save_dir: Where runs are kept.
+        options: The adapter's options; URIs in them may carry secrets, which do not reach the journal.
+        version: The run's folder below ``name``; an existing one is continued. By default a new one.
+        prefix: Put before every metric key, with ``LOGGER_JOIN_CHAR`` between.
+        log_model: Which checkpoints are kept at the tracker: ``"all"`` as they are written, ``True`` at the end, or none.
+        delivery: ``"thread"``, ``"process"`` (outlives a killed trainer) or ``"offline"`` (journal only).
+        finalize_timeout_s: Longest wait for delivery at the end of a run, seconds.
+        deliver_leftovers: Whether runs of dead processes in ``save_dir`` are delivered in the background.
+        agg_key_funcs: As in :class:`~lightning_loggers.base.LightningLoggerBase`.
+        agg_default_func: Likewise.
+
+    Guarantees:
+        - What a log call returned for is in the journal (see :class:`~lightning_loggers.journal.writer.JournalWriter`).
+        - No log call waits for a tracker, imports an SDK or raises; ``finalize`` waits ``finalize_timeout_s`` at most.
+        - Constructing, pickling and copying a logger opens nothing.
+
+    Raises:
+        ConfigurationError: For arguments that cannot work.
+        MissingDependencyError: If the tracker's SDK is not installed and this process is to deliver.
+    """
+
+    LOGGER_JOIN_CHAR: ClassVar[str] = "-"
+    tracker: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        save_dir: str | os.PathLike[str],
+        options: Mapping[str, Any],
+        version: str | None = None,
+        prefix: str = "",
+        log_model: Any = False,
+        delivery: str = "thread",
+        finalize_timeout_s: float = DEFAULT_FINALIZE_TIMEOUT_S,
+        deliver_leftovers: bool = True,
+        **aggregation: Any,
+    ) -> None:
+        super().__init__(**aggregation)
+        if delivery not in DELIVERY_MODES:
+            raise unknown_option("delivery", delivery, DELIVERY_MODES)
+        if log_model not in (True, False, "all"):
+            raise unknown_option("log_model", log_model, ("all", True, False))  # type: ignore[arg-type]
+        if not isinstance(finalize_timeout_s, int | float) or not finalize_timeout_s >= 0:
+            raise ConfigurationError(f"finalize_timeout_s={finalize_timeout_s!r} must be a number of seconds, 0 or more.")
+        if version is not None and versions.folder_name(str(version)) != str(version):
+            raise ConfigurationError(f"version={version!r} must be a plain folder name.")
+        if delivery != "offline":
+            require_sdk(self.tracker, type(self).__name__)
+        adapter_class(self.tracker).check_options(options)
+        _check_writable(Path(save_dir))
+        self._name = str(name)
+        self._save_dir = os.fspath(save_dir)
+        self._version = None if version is None else str(version)
+        self._options = dict(options)
+        self._prefix = f"{prefix}{self.LOGGER_JOIN_CHAR}" if prefix else ""
+        self._log_model = log_model
+        self._delivery = delivery
+        self._finalize_timeout_s = float(finalize_timeout_s)
+        self._deliver_leftovers = deliver_leftovers
+        self._trainer: Callable[[], Any] = _nothing
+        self._checkpoint_callback: Any = None
+        self._scanner = CheckpointScanner()
+        self._reset()
+
+    def _reset(self) -> None:
+        """The state of a logger that has not logged: what a pickled or copied one begins with."""
+        self._writer: JournalWriter | None = None
+        self._host: Host | None = None
+        self._notices = Notices()
+        self._append: Callable[[Any, Any], None] = self._append_first
+        self._proxy: NativeProxy | None = None
+        self._finalized_at = 0
+        self._lost_inside = 0
+
+    # ------------------------------------------------------------------ the log path
+
+    @override
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Record metrics; returns when they are in the journal.
+
+        Args:
+            metrics: Key to number. NaN and infinities are kept; what is no number is kept as text and told once.
+            step: Step; ``None`` is kept as none.
+        """
+        try:
+            if self._prefix:
+                metrics = {f"{self._prefix}{key}": value for key, value in metrics.items()}
+            elif type(metrics) is not dict:
+                metrics = dict(metrics)
+            self._append(metrics, step)
+        except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
+            self._swallow("log_metrics", error)
+
+    def _append_first(self, metrics: Mapping[str, Any], step: int | None) -> None:
+        """The first record of this process: begin the journal and its delivery, unless this is another rank."""
+        writer = self._start()
+        if writer is not None:
+            writer.append_metrics(metrics, step)
+
+    def _start(self) -> JournalWriter | None:
+        """The writer, begun if need be; ``None`` on ranks that do not log."""
+        if self._writer is not None and self._host is not None and self._append != self._append_first:
+            return self._writer
+        if current_rank() != 0:
+            return None
+        if self._writer is None:
+            run = RunSpec(
+                uid=os.urandom(16).hex(),
+                name=self._name,
+                version=self.version,
+                tracker=self.tracker,
+                options=self._public_options(),
+            )
+            self._writer = JournalWriter(
+                journal_dir(self._run_dir),
+                run,
+                rank=0,
+                environment=environment.describe,
+                normalise_metrics=lambda metrics: normalise(metrics, self._notices.tell_once),
+                notices=self._notices,
+            )
+            job = Job(
+                run_dir=self._run_dir,
+                save_dir=Path(self._save_dir),
+                tracker=self.tracker,
+                options=self._options,
+                destination=adapter_class(self.tracker).destination(self._options),
+                deliver_leftovers=self._deliver_leftovers,
+                notices=self._notices,
+            )
+            self._host = make_host(self._delivery, job)
+            versions.taken_up(self._run_dir.parent, self.version)
+        assert self._host is not None
+        _live.add(self)
+        self._append = self._writer.append_metrics
+        self._host.start()
+        return self._writer
+
+    def _record(self, kind: Kind, **fields: Any) -> None:
+        writer = self._start()
+        if writer is not None:
+            writer.append(Record(time.time_ns(), kind.value, **fields))
+
+    def _swallow(self, call: str, error: Exception) -> None:
+        self._lost_inside += 1
+        self._notices.tell_once(
+            ("swallowed", call, type(error)),
+            f"{type(self).__name__}.{call} failed and training goes on without this record: {error!r}. This is a "
+            "defect of lightning-loggers; please report it.",
+        )
+
+    # ------------------------------------------------------------------ other kinds
+
+    @override
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Record hyperparameters.
+
+        Args:
+            params: A mapping (OmegaConf's too), ``Namespace`` or dataclass, nested as it may be; nested names are joined
+                by ``/``.
+            args: Ignored.
+            kwargs: Ignored.
+        """
+        try:
+            flat = flatten(params)
+            if flat:
+                self._record(Kind.PARAM, data=flat, nonfinite=split_nonfinite(flat))
+        except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
+            self._swallow("log_hyperparams", error)
+
+    def log_text(self, key: str, text: str, step: int | None = None) -> None:
+        """Record a text.
+
+        Args:
+            key: Its identifier.
+            text: The text, of any length.
+            step: Step.
+        """
+        try:
+            self._record(Kind.TEXT, id=str(key), value=str(text), step=step)
+        except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
+            self._swallow("log_text", error)
+
+    def log_dict(self, key: str, value: Mapping[str, Any], step: int | None = None) -> None:
+        """Record a dictionary as JSON.
+
+        Args:
+            key: Its identifier.
+            value: What JSON can say; anything else in it becomes its text.
+            step: Step.
+        """
+        try:
+            self._record(Kind.DICT, id=str(key), value=_plain_json(value), step=step)
+        except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
+            self._swallow("log_dict", error)
+
+    def log_artifact(self, path: str | os.PathLike[str], artifact_path: str = "") -> None:
+        """Record a file or folder as it is now.
+
+        The file is kept by a hard link (a copy on another file system), so it may be deleted or replaced once the call
+        has returned; writing into it afterwards changes what is delivered.
+
+        Args:
+            path: A file, or a folder whose files are all kept.
+            artifact_path: Folder at the tracker to put it in.
+        """
+        try:
+            writer = self._start()
+            if writer is None:
+                return
+            source = Path(path)
+            if not source.exists():
+                self._notices.tell_once(
+                    ("no file", str(source)), f"log_artifact: there is no {source}; nothing was kept. Training goes on."
+                )
+                writer.dropped["no such file"] = writer.dropped.get("no such file", 0) + 1
+                return
+            if source.is_dir():
+                blobs = list(writer.blobs.link_tree(source))
+                artifact_path = "/".join(part for part in (artifact_path, source.resolve().name) if part)
+            else:
+                blobs = [writer.blobs.link_file(source)]
+            self._record(Kind.ARTIFACT, id=artifact_path, blobs=blobs)
+        except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
+            self._swallow("log_artifact", error)
+
+    @override
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
+        """Called by the Trainer at the start of fit, validate and test; learns which Trainer this is."""
+        trainer = getattr(model, "_trainer", None)
+        if trainer is not None:
+            with contextlib.suppress(TypeError):
+                self._trainer = weakref.ref(trainer)
+
+    @override
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """Keep checkpoints as ``log_model`` says: now (``"all"``, or all are saved anyway) or at the end."""
+        try:
+            if self._log_model == "all" or (
+                self._log_model is True and getattr(checkpoint_callback, "save_top_k", None) == -1
+            ):
+                self._keep_checkpoints(checkpoint_callback)
+            elif self._log_model is True:
+                self._checkpoint_callback = checkpoint_callback
+        except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
+            self._swallow("after_save_checkpoint", error)
+
+    def _keep_checkpoints(self, callback: Any) -> None:
+        writer = self._start()
+        if writer is None:
+            return
+        for found in self._scanner.scan(callback):
+            if found.path.is_dir():
+                blobs = list(writer.blobs.link_tree(found.path))
+            else:
+                blobs = [writer.blobs.link_file(found.path)]
+            self._record(
+                Kind.CHECKPOINT,
+                id=found.path.stem,
+                blobs=blobs,
+                meta={"aliases": found.aliases, "metadata": found.metadata},
+            )
+
+    # ------------------------------------------------------------------ the end
+
+    @override
+    def finalize(self, status: str = "success") -> None:
+        """End the run for now: note its status, and wait for delivery, at most ``finalize_timeout_s``.
+
+        Logging may go on afterwards (``fit``, then ``test``): it continues the same run.
+
+        Args:
+            status: Lightning's word: ``"success"``, ``"failed"`` or ``"finished"``, or a
+                :class:`~lightning_loggers.records.RunStatus`.
+        """
+        try:
+            super().finalize(status)
+            if self._writer is None and not self._checkpoint_callback:
+                return
+            if self._checkpoint_callback is not None:
+                callback, self._checkpoint_callback = self._checkpoint_callback, None
+                self._keep_checkpoints(callback)
+            self._end(_run_status(status))
+        except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
+            self._swallow("finalize", error)
+
+    def _end(self, status: RunStatus) -> None:
+        writer, host = self._writer, self._host
+        if writer is None or host is None or not writer.recorded:
+            return
+        if status is RunStatus.PREEMPTED:
+            with contextlib.suppress(OSError):
+                versions.leave_open(self._run_dir.parent, self.version)
+        self._record(Kind.STATUS, value=status.value)
+        self._finalized_at = writer.recorded
+        writer.flush()
+        ends = {writer.stream: writer.position} if writer.stream is not None else {}
+        if self._delivery == "offline":
+            self._notices.tell_once(
+                ("offline", self.version),
+                f"{writer.recorded} records of this run are in {self.log_dir}. Deliver them from a machine that reaches "
+                f"the tracker: lightning-loggers sync {self._run_dir}",
+                level=20,
+            )
+            return
+        with delivery_bar(host, ends) as progress:
+            delivered = host.drain(ends, self._finalize_timeout_s, progress)
+        if delivered and not writer.pending_in_memory:
+            log.info("%s: %s", type(self).__name__, self.stats)
+            return
+        log.warning(
+            "%s: the tracker has not taken all records within %g s (%s). Nothing is lost: they are in %s. Deliver them "
+            "with: lightning-loggers sync %s",
+            type(self).__name__,
+            self._finalize_timeout_s,
+            self.stats,
+            self.log_dir,
+            self._run_dir,
+        )
+
+    @override
+    def close(self) -> None:
+        """End the run if :meth:`finalize` has not, stop delivery and let go of the journal. Logging opens it again."""
+        try:
+            super().close()
+            writer, host = self._writer, self._host
+            if writer is None:
+                return
+            if writer.recorded != self._finalized_at:
+                self._end(RunStatus.FINISHED)
+            writer.close()
+            if host is not None:
+                host.stop()
+            self._append = self._append_first
+            _live.discard(self)
+        except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
+            self._swallow("close", error)
+
+    def _end_at_exit(self) -> None:
+        """The interpreter exits: end what was not ended, as what it was."""
+        if self._writer is None or self._writer.recorded == self._finalized_at:
+            return
+        error = getattr(sys, "last_type", None)
+        if error is None:
+            status = RunStatus.FINISHED
+        else:
+            status = RunStatus.INTERRUPTED if issubclass(error, KeyboardInterrupt) else RunStatus.FAILED
+        with contextlib.suppress(Exception):
+            self._end(status)
+
+    # ------------------------------------------------------------------ what Lightning and people read
+
+    @property
+    @override
+    def name(self) -> str:
+        """The experiment's name."""
+        return self._name
+
+    @property
+    @override
+    def version(self) -> str:
+        """The run's name within the experiment, made locally."""
+        if self._version is None:
+            self._version = versions.new_version(Path(self._save_dir) / versions.folder_name(self._name))
+        return self._version
+
+    @property
+    @override
+    def save_dir(self) -> str | None:
+        """Where all runs are kept."""
+        return self._save_dir
+
+    @property
+    @override
+    def root_dir(self) -> str | None:
+        """The experiment's folder."""
+        return str(self._run_dir.parent)
+
+    @property
+    @override
+    def log_dir(self) -> str | None:
+        """The run's folder, which holds its journal."""
+        return str(self._run_dir)
+
+    @property
+    def _run_dir(self) -> Path:
+        return Path(self._save_dir) / versions.folder_name(self._name) / self.version
+
+    @property
+    def stats(self) -> Stats:
+        """What became of this run's records so far."""
+        state = self._host.state() if self._host is not None else None
+        pending, _ = pending_of(self._run_dir, state) if self._writer is not None else (0, None)
+        waiting = self._writer.pending_in_memory if self._writer is not None else 0
+        dropped = dict(self._writer.dropped) if self._writer is not None else {}
+        if self._lost_inside:
+            dropped["internal fault"] = self._lost_inside
+        return Stats.of(state, pending + waiting, dropped)
+
+    @property
+    @override
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The SDK's own object, made when it is first used; a dummy on other ranks."""
+        if self._proxy is None:
+            self._proxy = NativeProxy(self._native, f"{type(self).__name__}.experiment")
+        return self._proxy
+
+    def _native(self) -> Any:
+        """Make the SDK's object for a user's own calls; runs on the first use of :attr:`experiment`."""
+        return DummyExperiment()
+
+    def wait_for_run(self, timeout_s: float | None = None) -> TrackerState:
+        """Wait until the tracker knows the run.
+
+        Args:
+            timeout_s: Longest wait, seconds; by default ``finalize_timeout_s``.
+
+        Returns:
+            The tracker's state, its ``remote.id`` set.
+
+        Raises:
+            TrackerUnavailableError: If it did not answer in time, or delivery is offline.
+        """
+        timeout_s = self._finalize_timeout_s if timeout_s is None else timeout_s
+        writer = self._start()
+        state = self._host.state() if self._host is not None else None
+        if writer is not None and self._host is not None and self._delivery != "offline":
+            if not writer.recorded:
+                self._record(Kind.STATUS, value=RunStatus.RUNNING.value)
+            deadline = time.monotonic() + timeout_s
+            self._host.wake()
+            while (state is None or state.remote.id is None) and time.monotonic() < deadline:
+                time.sleep(0.02)
+                state = self._host.state()
+        if state is None or state.remote.id is None:
+            raise TrackerUnavailableError(
+                f"{adapter_class(self.tracker).destination(self._options)} did not answer within {timeout_s:g} s, so this "
+                f"run has no id there yet (delivery={self._delivery!r}). What was logged is kept in {self._run_dir}."
+            )
+        return state
+
+    # ------------------------------------------------------------------ inside
+
+    def _public_options(self) -> dict[str, Any]:
+        return {key: strip_uri(value) if isinstance(value, str) else value for key, value in self._options.items()}
+
+    def _has_secret_options(self) -> bool:
+        return any(has_secret(value) for value in self._options.values() if isinstance(value, str))
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["_version"] = self.version  # a copy logs to the same run
+        for key in ("_writer", "_host", "_append", "_proxy", "_notices", "_trainer", "_checkpoint_callback"):
+            state.pop(key, None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._trainer = _nothing
+        self._checkpoint_callback = None
+        self._reset()
+
+    def _start_over_in_child(self) -> None:
+        """After ``fork``: the next record opens a stream and a host of this process."""
+        self._append = self._append_first
+        self._finalized_at = 0
+
+
+def _nothing() -> None:
+    return None
+
+
+def _run_status(status: str) -> RunStatus:
+    """Lightning's status word, and the exception it does not tell apart, as a run's status."""
+    if status == "success":
+        return RunStatus.FINISHED
+    if status == "finished":  # Lightning's SLURM handler says this just before it requeues the job
+        return RunStatus.PREEMPTED if environment.slurm_job() is not None else RunStatus.FINISHED
+    if status in {"failed", "aborted"}:
+        error = sys.exc_info()[1]
+        return RunStatus.INTERRUPTED if isinstance(error, KeyboardInterrupt | SystemExit) else RunStatus.FAILED
+    try:
+        return RunStatus(status)
+    except ValueError:
+        return RunStatus.FINISHED
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse a folder in which no run can be kept; makes nothing.
+
+    Raises:
+        ConfigurationError: If the folder, or the nearest one above it that exists, cannot be written.
+    """
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        what = "is no folder" if not place.is_dir() else "cannot be written"
+        raise ConfigurationError(
+            f"save_dir={str(folder)!r}: {place} {what}, so no run can be kept there. Choose another folder with "
+            "save_dir=..., or make it writable."
+        )
+
+
+def _plain_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain_json(item) for item in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if value - value == 0 else str(value)
+    if hasattr(value, "tolist"):
+        return _plain_json(value.tolist())
+    return str(value)
+
+
+def _end_all() -> None:
+    for live in list(_live):
+        live._end_at_exit()  # noqa: SLF001 - same module
+
+
+def _start_over_in_child() -> None:
+    for live in list(_live):
+        live._start_over_in_child()  # noqa: SLF001 - same module
+    _live.clear()
+
+
+atexit.register(_end_all)
+os.register_at_fork(after_in_child=_start_over_in_child)

@@ -1,0 +1,121 @@
+"""MLFlowLogger: Lightning's constructor, our guarantees."""
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from typing_extensions import override
+
+from lightning_loggers.errors import ConfigurationError
+from lightning_loggers.loggers.journaled import DEFAULT_FINALIZE_TIMEOUT_S, JournaledLogger
+
+
+class MLFlowLogger(JournaledLogger):
+    """Logs to MLflow through a journal on disk.
+
+    The parameters up to ``synchronous`` are those of Lightning's ``MLFlowLogger``, in its order and with its defaults.
+
+    Args:
+        experiment_name: The experiment.
+        run_name: The run's name in MLflow; by default its ``version``.
+        tracking_uri: A server (``http://...``) or database (``sqlite:///...``). By default the environment variable
+            ``MLFLOW_TRACKING_URI``, else the SQLite file ``<save_dir>/mlflow.db`` with its artifacts beside it (the
+            ``file:`` store that Lightning's logger still takes is refused by mlflow >= 3.13).
+        tags: Tags of the run.
+        save_dir: Where journals (and the SQLite store) are kept.
+        log_model: ``"all"``: every checkpoint, as it is written. ``True``: those that are left at the end (every one if
+            ``save_top_k=-1``). ``False``: none.
+        prefix: Put before metric keys, followed by ``-``.
+        artifact_location: Where a new experiment keeps artifacts.
+        run_id: An MLflow run to continue; its journal goes to a folder of that name.
+        synchronous: Accepted for compatibility and without effect: no call ever waits for MLflow.
+        version: The run's folder; an existing one is continued.
+        delivery: ``"thread"``, ``"process"`` or ``"offline"``.
+        finalize_timeout_s: Longest wait for delivery at the end of a run, seconds.
+        deliver_leftovers: Whether earlier runs in ``save_dir`` whose process died are delivered in the background.
+        agg_key_funcs: Functions by key for :meth:`agg_and_log_metrics`.
+        agg_default_func: The function for other keys; by default the mean.
+
+    Raises:
+        ConfigurationError: For arguments that cannot work.
+        MissingDependencyError: If mlflow is not installed (it need not be for ``delivery="offline"``).
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     logger = MLFlowLogger("digits", save_dir=folder, delivery="offline")
+        ...     logger.log_metrics({"loss": 0.5}, step=0)
+        ...     logger.finalize("success")
+        ...     print(logger.stats)
+        1 recorded, 0 delivered, 1 pending, 0 retried, 0 rejected, 0 dropped
+    """
+
+    tracker: ClassVar[str] = "mlflow"
+
+    def __init__(
+        self,
+        experiment_name: str = "lightning_logs",
+        run_name: str | None = None,
+        tracking_uri: str | None = None,
+        tags: dict[str, Any] | None = None,
+        save_dir: str | None = "./mlruns",
+        log_model: Literal[True, False, "all"] = False,
+        prefix: str = "",
+        artifact_location: str | None = None,
+        run_id: str | None = None,
+        synchronous: bool | None = None,
+        *,
+        version: str | None = None,
+        delivery: Literal["thread", "process", "offline"] = "thread",
+        finalize_timeout_s: float = DEFAULT_FINALIZE_TIMEOUT_S,
+        deliver_leftovers: bool = True,
+        **aggregation: Any,
+    ) -> None:
+        if not experiment_name or not isinstance(experiment_name, str):
+            raise ConfigurationError(f"experiment_name={experiment_name!r} must be a name, such as 'lightning_logs'.")
+        folder = Path(os.fspath(save_dir) if save_dir is not None else "./mlruns")
+        tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if not tracking_uri:
+            tracking_uri = f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+            artifact_location = artifact_location or (folder.absolute() / "artifacts").as_uri()
+        self.tags = tags
+        self._synchronous = synchronous
+        super().__init__(
+            name=experiment_name,
+            save_dir=folder,
+            options={
+                "tracking_uri": tracking_uri,
+                "experiment_name": experiment_name,
+                "run_name": run_name,
+                "tags": {str(key): str(value) for key, value in (tags or {}).items()},
+                "artifact_location": artifact_location,
+                "run_id": run_id,
+            },
+            version=version or run_id,
+            prefix=prefix,
+            log_model=log_model,
+            delivery=delivery,
+            finalize_timeout_s=finalize_timeout_s,
+            deliver_leftovers=deliver_leftovers,
+            **aggregation,
+        )
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run. Waits for MLflow to give it, at most ``finalize_timeout_s``.
+
+        Raises:
+            TrackerUnavailableError: If MLflow did not answer in that time.
+        """
+        return self._options["run_id"] or self.wait_for_run().remote.id
+
+    @property
+    def experiment_id(self) -> str | None:
+        """MLflow's id of the experiment; waits as :attr:`run_id`."""
+        return self.wait_for_run().remote.parent
+
+    @override
+    def _native(self) -> Any:
+        from mlflow.tracking import MlflowClient
+
+        return MlflowClient(tracking_uri=self._options["tracking_uri"])

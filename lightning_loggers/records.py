@@ -1,0 +1,240 @@
+"""What a journal holds: records, the run header, and how both become one line of JSON.
+
+A line is a JSON object whose last field is the CRC-32 of everything before it, so that pandas, DuckDB or grep read the
+file as it stands while a flipped byte is still told from a value::
+
+    {"time_ns":1763700000000000000,"kind":"metric","step":7,"data":{"loss":0.25},"crc":2774182811}
+
+JSON has no NaN and no infinity: such a value is ``null`` in ``data`` and named in ``nonfinite`` (``{"loss":"nan"}``).
+"""
+
+import enum
+import math
+from typing import Any
+from zlib import crc32
+
+import msgspec
+
+FORMAT_VERSION = 1
+"""Raised when a reader of an older version could no longer understand what is written."""
+
+HEADER_START = b'{"lightning_loggers_journal":'
+RECORD_START = b'{"time_ns":'
+
+MAX_LINE_BYTES = 16 * 2**20
+"""Longer lines are never written; a reader skips them as damage, so that memory stays bounded on any file."""
+
+
+class Kind(enum.StrEnum):
+    """What is logged."""
+
+    METRIC = "metric"
+    PARAM = "param"
+    TEXT = "text"
+    DICT = "dict"
+    TABLE = "table"
+    IMAGE = "image"
+    FIGURE = "figure"
+    AUDIO = "audio"
+    VIDEO = "video"
+    HISTOGRAM = "histogram"
+    POINT_CLOUD = "point_cloud"
+    ARTIFACT = "artifact"
+    MODEL = "model"
+    BEST_MODEL = "best_model"
+    CHECKPOINT = "checkpoint"
+    DATASET = "dataset"
+    TORCH = "torch"
+    GRAPH = "graph"
+    WATCH = "watch"
+    CONFIG = "config"
+    SYSTEM = "system"
+    FLOPS_PB = "flops_pb"
+    FLOPS_PE = "flops_pe"
+    EXECUTION_TIME = "execution_time"
+    CARBON = "carbon"
+    PROV_DOCUMENTS = "prov_documents"
+    STATUS = "status"
+    """The run's own state; ``value`` is a :class:`RunStatus`. Written by ``finalize``, not by a user."""
+
+
+class RunStatus(enum.StrEnum):
+    """How a run stands. ``PREEMPTED`` is left open at the tracker: the requeued job continues the run."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    PREEMPTED = "preempted"
+
+
+class Blob(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A file kept beside the journal, in ``blobs/<id>/<name>``.
+
+    Attributes:
+        id: Folder of the blob below ``blobs/``.
+        name: File name inside it, as the tracker will show it.
+        size_bytes: Size when it was logged.
+        mtime_ns: Modification time when it was logged; a later one means that a hard-linked file was changed in place.
+        path: Where it belongs inside the artifact if that is a folder, with ``/`` between parts.
+    """
+
+    id: str
+    name: str
+    size_bytes: int
+    mtime_ns: int = 0
+    path: str = ""
+
+
+class Record(msgspec.Struct, omit_defaults=True):
+    """One thing logged.
+
+    Attributes:
+        time_ns: Wall time of the log call, nanoseconds since the epoch. A replay sends the same time.
+        kind: What it is.
+        step: The step as the user gave it; ``None`` where none was given (0 is a step).
+        data: ``metric`` and ``param``: key to value.
+        nonfinite: Keys of ``data`` whose value JSON cannot say: ``"nan"``, ``"inf"`` or ``"-inf"``.
+        id: Identifier of everything that is no metric or param.
+        value: The value of ``text``, ``dict`` and ``status``.
+        blobs: Files of the record.
+        meta: Adapter-independent extras, such as a checkpoint's aliases and score.
+        epoch: Epoch, where known.
+        phase: Phase (``train``, ``validate``, ...), where known.
+        rank: Rank that logged it, where it is not the journal's own.
+    """
+
+    time_ns: int
+    kind: str
+    step: int | float | None = None
+    data: dict[str, Any] | None = None
+    nonfinite: dict[str, str] | None = None
+    id: str | None = None
+    value: Any = None
+    blobs: list[Blob] | None = None
+    meta: dict[str, Any] | None = None
+    epoch: int | None = None
+    phase: str | None = None
+    rank: int | None = None
+
+
+class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which run a journal belongs to: all that is needed to deliver it from another machine, and no secret.
+
+    Attributes:
+        uid: Identifies the run everywhere, made when the journal was; trackers carry it as a tag.
+        name: Experiment or project.
+        version: The run's folder below ``name``.
+        tracker: Name of the adapter that delivers it.
+        options: The adapter's options, secrets removed.
+    """
+
+    uid: str
+    name: str
+    version: str
+    tracker: str
+    options: dict[str, Any] = {}
+
+
+class Header(msgspec.Struct, frozen=True, omit_defaults=True):
+    """First line of every segment, written again whenever a process resumes the run.
+
+    Attributes:
+        lightning_loggers_journal: Format version.
+        run: The run.
+        time_ns: When the line was written.
+        rank: Global rank of the writer.
+        environment: Host, process, versions and code state, for a person.
+    """
+
+    lightning_loggers_journal: int
+    run: RunSpec
+    time_ns: int
+    rank: int = 0
+    environment: dict[str, Any] = {}
+
+
+class DamagedLineError(ValueError):
+    """A line is no record: torn, flipped or foreign."""
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_record = msgspec.json.Decoder(Record).decode
+_decode_header = msgspec.json.Decoder(Header).decode
+_NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def encode_line(record: Record | Header) -> bytes:
+    """Encode one line, newline included.
+
+    >>> line = encode_line(Record(time_ns=1, kind="metric", step=0, data={"loss": 0.5}))
+    >>> line
+    b'{"time_ns":1,"kind":"metric","step":0,"data":{"loss":0.5},"crc":999345931}\\n'
+    >>> decode_line(line.rstrip()).data
+    {'loss': 0.5}
+
+    Raises:
+        TypeError: If a value is none of JSON's types.
+    """
+    body = _encode(record)[:-1]
+    return b'%s,"crc":%d}\n' % (body, crc32(body))
+
+
+def without_surrogates(record: Record) -> Record:
+    """The record with lone surrogates (file names of unknown encoding) written as escapes, since UTF-8 has none.
+
+    >>> without_surrogates(Record(0, "text", id="a", value="b" + chr(0xDC80))).value
+    'b\\\\udc80'
+    """
+    builtins = msgspec.structs.asdict(record)
+    return msgspec.convert({key: _escape(value) for key, value in builtins.items()}, Record)
+
+
+def _escape(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_escape(key): _escape(item) for key, item in value.items()}
+    return [_escape(item) for item in value] if isinstance(value, list) else value
+
+
+def split_nonfinite(data: dict[str, Any]) -> dict[str, str] | None:
+    """Name the values of ``data`` that JSON cannot say, for :attr:`Record.nonfinite`.
+
+    >>> split_nonfinite({"a": 1.0, "b": float("inf"), "c": float("nan")})
+    {'b': 'inf', 'c': 'nan'}
+    """
+    named = {key: str(value) for key, value in data.items() if isinstance(value, float) and not math.isfinite(value)}
+    return named or None
+
+
+def decode_line(line: bytes) -> Record | Header:
+    """Decode one line without its newline.
+
+    Raises:
+        DamagedLineError: If the line is torn, was changed, or is no line of a journal.
+    """
+    body, found, checksum = line.rpartition(b',"crc":')
+    if not found or not checksum.endswith(b"}") or not checksum[:-1].isdigit():
+        raise DamagedLineError("no checksum at its end")
+    if int(checksum[:-1][:11]) != crc32(body):
+        raise DamagedLineError("checksum does not match")
+    try:
+        if line.startswith(HEADER_START):
+            return _decode_header(line)
+        record = _decode_record(line)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise DamagedLineError(f"not a record: {error}") from None
+    if record.nonfinite and record.data is not None:
+        for key, name in record.nonfinite.items():
+            if name in _NONFINITE:
+                record.data[key] = _NONFINITE[name]
+    return record
+
+
+_TERMINAL = frozenset({RunStatus.FINISHED, RunStatus.FAILED, RunStatus.INTERRUPTED})
+
+
+def is_terminal(status: str | None) -> bool:
+    """Whether a run with this status has ended at the tracker (``preempted`` has not: it will be continued)."""
+    return status in _TERMINAL

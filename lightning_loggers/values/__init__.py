@@ -1,0 +1,1 @@
+"""User objects made plain enough for a journal."""
