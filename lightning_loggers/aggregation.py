@@ -7,6 +7,8 @@ needed: tensors are recognised by what they can do, so that a process without to
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
+from operator import itemgetter
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -73,7 +75,10 @@ def merge_dicts(
 
 
 def _means_of_equal_keys(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The means of flat dictionaries with the same keys in the same order; None for anything else."""
+    """The means of flat dictionaries of floats and integers with the same keys; None for anything else.
+
+    Loops over single values are left to C (map, chain, itemgetter, fromiter): they are all that costs here.
+    """
     count = len(rows)
     if count == 0 or count > _MAX_BATCHED or set(map(type, rows)) != {dict}:
         return None
@@ -83,31 +88,36 @@ def _means_of_equal_keys(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | 
             return None
         # Not just float(value): numpy starts its sum at zero, which turns -0.0 into 0.0.
         return {key: value + 0.0 for key, value in first.items()}
-    keys = list(first)
-    # Equal as one long list means equal one by one: no dictionary can hold more than these keys, and all places are
-    # filled. Chains keep the loops over single values in C.
-    if list(chain.from_iterable(rows)) != keys * count:
+    width = len(first)
+    if width < 2 or set(map(len, rows)) != {width}:
         return None
-    values = chain.from_iterable(map(dict.values, rows))
+    try:
+        # Per dictionary its values in the order of the first one's keys.
+        flat = list(chain.from_iterable(map(itemgetter(*first), rows)))
+    except KeyError:
+        return None
+    if count == 2 and set(map(type, flat)) == {float}:
+        # Two numbers can be added up in one order only: that needs no numpy.
+        pairs = zip(first, flat[:width], flat[width:], strict=True)
+        return {key: (left + right + 0.0) / 2 for key, left, right in pairs}
     try:
         # float.conjugate changes nothing and refuses all that is no float, which is the cheapest check there is.
-        table = np.fromiter(map(float.conjugate, values), np.float64, len(keys) * count)
+        table = np.fromiter(map(float.conjugate, flat), np.float64, count * width)
     except TypeError:
-        flat = list(chain.from_iterable(map(dict.values, rows)))
         if not _NUMBERS.issuperset(map(type, flat)):
             return None
         table = np.array(flat)
         if table.dtype.kind == "O":  # integers past 64 bits
             return None
         table = table.astype(np.float64, copy=False)
-    means = _row_means(table.reshape(count, len(keys)).T.copy())
-    return dict(zip(keys, means, strict=True))
+    sums = _row_sums(table.reshape(count, width).T.copy())
+    return {key: total / count for key, total in zip(first, sums, strict=True)}
 
 
-def _row_means(table: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
-    """The mean of each row of a C-contiguous table: numpy adds a row up in the same order as a list of its own."""
-    means: list[float] = (np.add.reduce(table, 1) / table.shape[1]).tolist()
-    return means
+def _row_sums(table: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
+    """The sum of each row of a C-contiguous table: numpy adds a row up in the same order as a list of its own."""
+    sums: list[float] = np.add.reduce(table, 1).tolist()
+    return sums
 
 
 def _merge(
@@ -116,19 +126,22 @@ def _merge(
     columns: dict[str, list[Any]] = {}
     for row in rows:
         for key, value in row.items():
-            column = columns.get(key)
-            if column is None:
-                column = columns[key] = []
-            if value is not None:
-                column.append(value)
+            try:
+                columns[key].append(value)
+            except KeyError:
+                columns[key] = [value]
 
     merged: dict[str, Any] = {}
     means: dict[int, list[str]] = {}  # number of values -> the keys that wait for their mean
     for key, column in columns.items():
-        if not column:
-            continue
+        types = set(map(type, column))
+        if NoneType in types:
+            column[:] = [value for value in column if value is not None]
+            types.discard(NoneType)
+            if not types:
+                continue
         func = agg_key_funcs.get(key)
-        numbers = _NUMBERS.issuperset(map(type, column))
+        numbers = types <= _NUMBERS
         if numbers and (default_func if func is None else func) is np.mean and len(column) <= _MAX_BATCHED:
             merged[key] = None  # keeps the place
             means.setdefault(len(column), []).append(key)
@@ -146,7 +159,7 @@ def _merge(
             merged.update({key: _reduce(np.mean, columns[key], key, path) for key in keys})
         else:
             table = table.astype(np.float64, copy=False).reshape(len(keys), count)
-            merged.update(zip(keys, _row_means(table), strict=True))
+            merged.update({key: total / count for key, total in zip(keys, _row_sums(table), strict=True)})
     return merged
 
 
@@ -274,8 +287,7 @@ class StepAggregator:
     def hold(self, metrics: Mapping[str, Any], step: Step) -> Held | None:
         """As :meth:`add`, with the metrics of the finished step not merged but listed."""
         copied: dict[str, Any] = _snapshot(metrics)
-        # Read once, and no call between here and the append: a signal handler that flushes in between finds the
-        # metrics either held or not yet there.
+        # In this order a signal handler that flushes between two of these lines loses nothing.
         finished = None if not self.held or step == self._step else self.take()
         self._step = step
         self.held.append(copied)

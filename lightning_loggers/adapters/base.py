@@ -66,6 +66,7 @@ class Capabilities:
         deduplicates: Whether delivering the same record twice shows it once.
         second_handle: Whether the training process may hold the SDK's object while another process delivers.
         integer_steps: Whether a step is cut to an integer.
+        local: Whether it writes into the run's own folder rather than to a service.
     """
 
     kinds: Mapping[Kind, str]
@@ -73,6 +74,7 @@ class Capabilities:
     deduplicates: bool = False
     second_handle: bool = True
     integer_steps: bool = True
+    local: bool = False
 
 
 class RemoteRun(msgspec.Struct):
@@ -83,12 +85,15 @@ class RemoteRun(msgspec.Struct):
         opening: Set before the tracker is asked to create the run: a host that died in between must look for it first.
         parent: The tracker's id of the experiment or project, where it has one.
         url: A page that shows the run, where there is one.
+        extra: What the adapter needs besides; saved together with the cursors, so an adapter that owns a file keeps its
+            length here and cuts off what a crash left behind it.
     """
 
     id: str | None = None
     opening: bool = False
     parent: str | None = None
     url: str | None = None
+    extra: dict[str, Any] = {}
 
 
 @dataclass(slots=True)
@@ -105,6 +110,7 @@ class Context:
         run_dir: The run's folder.
         options: The tracker's options, secrets included where this host has them.
         save_remote: Saves :attr:`remote` at once, for what must be on disk before the tracker is asked.
+        acknowledged: To be called after each request of several that the tracker has answered: waits begin anew.
     """
 
     run: RunSpec
@@ -116,6 +122,7 @@ class Context:
     run_dir: Path
     options: dict[str, Any] = field(default_factory=dict)
     save_remote: Callable[[], None] = lambda: None
+    acknowledged: Callable[[], None] = lambda: None
 
 
 class Adapter(ABC):

@@ -12,7 +12,7 @@ import os
 import posixpath
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -178,7 +178,7 @@ class MLflowAdapter(Adapter):
                 os.makedirs(os.path.dirname(path), exist_ok=True)
         self._client = MlflowClient(tracking_uri=uri)
         store = self._client._tracking_client.store  # noqa: SLF001 - the documented plugin interface AbstractStore
-        self._store = _bounded(store) if type(store) is RestStore else store
+        self._store = _bounded(store, self.context.acknowledged) if type(store) is RestStore else store
 
     def _experiment(self, name: str) -> str:
         existing = self._store.get_experiment_by_name(name)
@@ -442,7 +442,7 @@ def _retry_after_s(value: str | None) -> float | None:
     return None
 
 
-def _bounded(store: Any) -> Any:
+def _bounded(store: Any, acknowledged: Callable[[], None]) -> Any:
     """MLflow's REST store, with one attempt of at most 30 s a request.
 
     The SDK's own retries (7, up to four minutes, set for a whole process by the environment) would hide an outage from
@@ -484,6 +484,7 @@ def _bounded(store: Any) -> Any:
             verify_rest_response(response, endpoint)
             message = response_proto or api.Response()
             parse_dict(js_dict=json.loads(response.text), message=message)
+            acknowledged()
             return message
 
     return BoundedRestStore(store.get_host_creds)

@@ -1,6 +1,7 @@
 """The delivery process: ``python -m lightning_loggers.delivery.child``, started by ``delivery="process"``.
 
-Its order comes as one line of JSON on standard input; further lines wake it; the end of standard input says that the
+Its order comes as one line of JSON on standard input; a further line wakes it and says for how many seconds somebody
+waits; the end of standard input says that the
 trainer has closed its logger or is dead. It then delivers what is left and closes the run, and gives up only after it
 has made no progress for ``linger_s``: what is left then is a leftover for the next run or for ``sync``.
 """
@@ -17,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from lightning_loggers.delivery.hosts import Job, leftover_workers
+from lightning_loggers.delivery.hosts import LONGEST_WAIT_WHILE_DRAINING_S, Job, leftover_workers
 from lightning_loggers.delivery.worker import Step, StepKind, Worker
 from lightning_loggers.notices import Notices
 
@@ -25,8 +26,8 @@ _END = "end"
 
 
 def _listen(wakes: "SimpleQueue[str]") -> None:
-    while os.read(0, 4096):
-        wakes.put("wake")
+    while said := os.read(0, 4096):
+        wakes.put(said.decode(errors="replace").split()[-1])
     wakes.put(_END)
 
 
@@ -54,6 +55,7 @@ def main() -> int:
     worker = Worker(job.run_dir, job.options, notices=notices)
     leftovers = leftover_workers(job) if order["deliver_leftovers"] else []
     ended = False
+    hurried_until = 0.0
     progress_at = time.monotonic()
     while True:
         step = worker.step()
@@ -66,7 +68,8 @@ def main() -> int:
             continue
         if ended and time.monotonic() - progress_at > order["linger_s"]:
             break
-        wait_s = min(step.wait_s, 2.0) if ended else step.wait_s
+        hurried = ended or time.monotonic() < hurried_until
+        wait_s = min(step.wait_s, LONGEST_WAIT_WHILE_DRAINING_S) if hurried else step.wait_s
         if step.kind is StepKind.IDLE and leftovers:
             other = leftovers[0]
             done = other.step()
@@ -81,6 +84,8 @@ def main() -> int:
             while True:
                 said = wakes.get(timeout=wait_s) if wait_s > 0 else wakes.get_nowait()
                 ended = ended or said == _END
+                if said.isdigit():
+                    hurried_until = time.monotonic() + int(said)
                 worker.hasten()
                 wait_s = 0.0
     worker.close()

@@ -26,7 +26,7 @@ from lightning_loggers.notices import Notices
 DELIVERY_MODES = ("thread", "process", "offline")
 
 _DRAIN_POLL_S = 0.02
-_LONGEST_WAIT_WHILE_DRAINING_S = 1.0
+LONGEST_WAIT_WHILE_DRAINING_S = 1.0
 _CHILD_LINGERS_S = 600.0
 
 Progress = Callable[[Mapping[str, Position]], object]
@@ -59,7 +59,7 @@ class Host(ABC):
     """Where the loop runs.
 
     Guarantees:
-        - :meth:`start`, :meth:`wake` and the waiting of :meth:`drain` take no lock that delivery holds, so they are safe
+        - :meth:`start`, :meth:`hasten` and the waiting of :meth:`drain` take no lock that delivery holds, so they are safe
           in a signal handler that interrupted anything of ours.
         - :meth:`drain` waits no longer than it was told.
     """
@@ -72,8 +72,8 @@ class Host(ABC):
         """Begin to deliver; called with the first record, and again in a forked child."""
 
     @abstractmethod
-    def wake(self) -> None:
-        """Have the loop look at the journal now rather than at its next turn."""
+    def hasten(self, seconds: float) -> None:
+        """Have the loop look at the journal now, and wait a second at most between attempts for that long."""
 
     @abstractmethod
     def state(self) -> TrackerState | None:
@@ -91,7 +91,7 @@ class Host(ABC):
             Whether it is all delivered.
         """
         deadline = time.monotonic() + timeout_s
-        self.wake()
+        self.hasten(timeout_s)
         while not self._reached(ends):
             if time.monotonic() >= deadline or not self.working():
                 return self._reached(ends)
@@ -123,7 +123,7 @@ class OfflineHost(Host):
         return
 
     @override
-    def wake(self) -> None:
+    def hasten(self, seconds: float) -> None:
         return
 
     @override
@@ -147,7 +147,7 @@ class ThreadHost(Host):
         self._wakes: SimpleQueue[None] = SimpleQueue()  # put() is reentrant, also in a signal handler
         self._thread: threading.Thread | None = None
         self._worker: Worker | None = None
-        self._draining = False
+        self._hurried_until = 0.0
         self._pid = os.getpid()
 
     @override
@@ -161,8 +161,8 @@ class ThreadHost(Host):
                 self._thread.start()
 
     @override
-    def wake(self) -> None:
-        self._draining = True
+    def hasten(self, seconds: float) -> None:
+        self._hurried_until = time.monotonic() + seconds
         self._wakes.put(None)
 
     @override
@@ -188,7 +188,7 @@ class ThreadHost(Host):
             if step.kind is StepKind.PROGRESS:
                 continue
             wait_s = step.wait_s
-            if step.kind is StepKind.IDLE and leftovers and not self._draining:
+            if step.kind is StepKind.IDLE and leftovers and time.monotonic() > self._hurried_until:
                 other = leftovers[0]
                 done = _step_leftover(other)
                 if done.kind is StepKind.PROGRESS:
@@ -202,9 +202,10 @@ class ThreadHost(Host):
             other.close()
 
     def _wait(self, worker: Worker, step: Step, wait_s: float) -> None:
-        if self._draining and step.kind is not StepKind.IDLE:
-            wait_s = min(wait_s, _LONGEST_WAIT_WHILE_DRAINING_S)
-        self._draining = False
+        fault = worker.last_fault
+        asked = fault is not None and fault.retry_after_s is not None
+        if time.monotonic() < self._hurried_until and step.kind is not StepKind.IDLE and not asked:
+            wait_s = min(wait_s, LONGEST_WAIT_WHILE_DRAINING_S)
         if wait_s <= 0:
             return
         with contextlib.suppress(Empty):
@@ -239,6 +240,9 @@ def _step_leftover(worker: Worker) -> Step:
     return step
 
 
+_children: list["subprocess.Popen[bytes]"] = []
+
+
 class ProcessHost(Host):
     """A child process in a session of its own: it outlives a killed trainer, delivers its tail and closes the run."""
 
@@ -263,6 +267,7 @@ class ProcessHost(Host):
             "linger_s": _CHILD_LINGERS_S,
         }
         folder = journal_dir(self.job.run_dir)
+        _children[:] = [child for child in _children if child.poll() is None]  # reap; the others stay referenced
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "delivery.log").open("ab") as log:
@@ -273,6 +278,7 @@ class ProcessHost(Host):
                     stderr=log,
                     start_new_session=True,
                 )
+            _children.append(self._child)
             assert self._child.stdin is not None
             self._child.stdin.write(msgspec.json.encode(order) + b"\n")  # secrets go by the pipe, not the command line
             self._child.stdin.flush()
@@ -284,10 +290,10 @@ class ProcessHost(Host):
             )
 
     @override
-    def wake(self) -> None:
+    def hasten(self, seconds: float) -> None:
         if self._child is not None and self._child.stdin is not None:
             with contextlib.suppress(OSError, ValueError):
-                os.write(self._child.stdin.fileno(), b"wake\n")
+                os.write(self._child.stdin.fileno(), b"%d\n" % max(int(seconds), 1))
 
     @override
     def state(self) -> TrackerState | None:

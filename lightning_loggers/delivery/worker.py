@@ -7,6 +7,8 @@ All hosts (a thread of the trainer, a child process, the command line) run this;
 import contextlib
 import enum
 import json
+import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -287,6 +289,7 @@ class Worker:
                 run_dir=self.run_dir,
                 options=self._options,
                 save_remote=self._save,
+                acknowledged=self._forget_failures,
             )
             self._adapter = (self._make_adapter or kind)(context)
         outcome = self._adapter.open_run()
@@ -443,6 +446,7 @@ class Worker:
         if self.state is not None:
             self.state.retried += 1
             self.state.count_reason(fault.kind.value)
+            self._save()
         place = self.state.destination if self.state is not None else str(self.run_dir)
         if fault.kind is FaultKind.AUTHENTICATION:
             self._tell(
@@ -460,6 +464,9 @@ class Worker:
         return Step(StepKind.FAILED, wait_s, reason)
 
     # ---------------------------------------------------------------- small things
+
+    def _forget_failures(self) -> None:
+        self._failures = 0
 
     def _save(self) -> None:
         assert self._file is not None
@@ -514,7 +521,7 @@ def ends_of(folder: Path) -> dict[str, Position]:
 
 
 def pending_of(run_dir: Path, state: TrackerState | None) -> tuple[int, int | None]:
-    """Records that are not delivered yet.
+    """Records that are not delivered yet, counted by their lines' beginnings (nothing is decoded but the first).
 
     Args:
         run_dir: The run's folder.
@@ -525,16 +532,41 @@ def pending_of(run_dir: Path, state: TrackerState | None) -> tuple[int, int | No
     """
     folder = journal_dir(run_dir)
     count, oldest = 0, None
-    for stream in list_segments(folder):
+    for stream, segments in list_segments(folder).items():
         position = state.cursors.get(stream, Position()) if state is not None else Position()
-        reader = StreamReader(folder, stream)
-        while True:
-            chunk = reader.read(position)
-            for entry in chunk.entries:
-                if isinstance(entry.line, Record) and entry.line.kind != Kind.STATUS:
-                    count += 1
-                    oldest = entry.line.time_ns if oldest is None else min(oldest, entry.line.time_ns)
-            if chunk.at_end:
-                break
-            position = chunk.end
+        for segment in segments:
+            if segment < position.segment:
+                continue
+            offset = position.offset if segment == position.segment else 0
+            found, first_ns = _count_records(segment_path(folder, stream, segment), offset)
+            count += found
+            if first_ns is not None:
+                oldest = first_ns if oldest is None else min(oldest, first_ns)
     return count, oldest
+
+
+_RECORD_LINE = re.compile(rb'^\{"time_ns":(\d{1,20}),"kind":"(?!status")', re.MULTILINE)
+_LINE_START_BYTES = 64
+
+
+def _count_records(path: Path, offset: int) -> tuple[int, int | None]:
+    count, first_ns = 0, None
+    tail = b""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return 0, None
+    try:
+        while data := os.pread(fd, _LARGEST_READ_BYTES, offset):
+            offset += len(data)
+            data = tail + data
+            cut = data.rfind(b"\n") + 1  # a line's beginning may lie across two reads
+            whole, tail = (data[:cut], data[cut:]) if cut else (b"", data)
+            if len(tail) > _LARGEST_READ_BYTES:
+                tail = tail[:_LINE_START_BYTES]  # one long line: its beginning is all that counts
+            if first_ns is None and (match := _RECORD_LINE.search(whole)):
+                first_ns = int(match[1])
+            count += sum(1 for _ in _RECORD_LINE.finditer(whole))
+    finally:
+        os.close(fd)
+    return count, first_ns

@@ -480,7 +480,7 @@ class JournaledLogger(LightningLoggerBase):
             if not writer.recorded:
                 self._record(Kind.STATUS, value=RunStatus.RUNNING.value)
             deadline = time.monotonic() + timeout_s
-            self._host.wake()
+            self._host.hasten(timeout_s)
             while (state is None or state.remote.id is None) and time.monotonic() < deadline:
                 time.sleep(0.02)
                 state = self._host.state()
