@@ -188,7 +188,7 @@ def _same_place(one: str, other: str) -> bool:
 
 
 def _spelled_like(address: str, model: str) -> str:
-    """``address`` with ``model``'s last slash or without it, if both lead to one place: it must not count as another."""
+    """``address`` with or without a last slash, as ``model`` has it, if both lead to one place: it is one, not two."""
     if not _same_place(address, model):
         return address
     return address.rstrip("/") + model[len(model.rstrip("/")) :]

@@ -1,4 +1,4 @@
-"""What a run has recorded, and how much of it arrived: read from the journal and the saved cursors, changing neither."""
+"""What a run has recorded and how much of it arrived: read from journal and saved cursors, changing neither."""
 
 import time
 from collections.abc import Iterator

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from lightning_loggers.adapters.base import FaultKind
 from lightning_loggers.adapters.registry import KNOWN, adapter_class, require_sdk
+from lightning_loggers.delivery.backoff import Backoff
 from lightning_loggers.delivery.discover import Target, address_option, find_runs, remaining_bytes, resolve
 from lightning_loggers.delivery.overview import Overview, look
 from lightning_loggers.delivery.worker import Step, StepKind, Worker, ends_of
@@ -29,6 +30,8 @@ _TURN_S = 5.0
 _TELL_OUTAGE_AFTER_S = 5.0
 _BUSY_TRIES, _BUSY_RETRY_S = 3, 0.5
 _MAX_OPEN = 16
+_HOLD_WHILE_FAILING_S = 10.0
+_BACKOFF = Backoff()
 _POLL_S = 0.1
 _GRACE_S = 2.0
 
@@ -52,33 +55,33 @@ class Task:
 
     Attributes:
         target: The run and its place.
-        worker: Delivers it; closed between turns unless the run is live.
+        worker: Delivers it; holds the run's lock while it exists.
         delivered_before: Records that had arrived when we came.
         remaining: Bytes that were not delivered when that was last looked at.
         snapshot: Ends of the streams when we came; a live run is delivered up to there, without ``follow``.
         seen: Ends of the streams at the last visit.
         next_at: When the next visit makes sense (monotonic seconds).
+        failures: Visits in a row that failed.
         failing_since: Since when every visit failed.
         busy: How often another process was delivering.
         reason: Why it is not delivered.
         settled: Whether everything was delivered that was there.
         over: Whether no more visits are wanted for now.
-        is_open: Whether the worker holds its lock.
     """
 
     target: Target
-    worker: Worker
     delivered_before: int
     remaining: int
     snapshot: dict[str, Position]
+    worker: Worker | None = None
     seen: dict[str, Position] = field(default_factory=dict)
     next_at: float = 0.0
+    failures: int = 0
     failing_since: float | None = None
     busy: int = 0
     reason: str = ""
     settled: bool = False
     over: bool = False
-    is_open: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +153,19 @@ class Sync:
         if to is not None:
             _check_address(to)
         self.follow, self.every_s, self.give_up_after_s = follow, every_s, give_up_after_s
-        self.tell = lambda message: tell(mask(message, self.secrets))
         self.stopping = threading.Event()
-        self.secrets = set(secrets_of_uri(to)) if to else set()
+        self.secrets: set[str] = set(secrets_of_uri(to)) if to else set()
         self.problems: dict[Path, str] = {}
         self.found = 0
         self._paths, self._to = list(paths), to
-        self._notices = _SyncNotices()
+        self._tell = tell
+        self.notices = _SyncNotices()
         self._tasks: dict[Path, Task] = {}
         self._lanes: dict[tuple[str, str, str], _Lane] = {}
+
+    def tell(self, message: str) -> None:
+        """Say a sentence to the user, secrets masked."""
+        self._tell(mask(message, self.secrets))
 
     def run(self, on_poll: Callable[["Sync"], object] = lambda sync: None) -> list[Outcome]:
         """Deliver until all is done or given up, or with ``follow`` until :attr:`stopping` is set.
@@ -205,8 +212,9 @@ class Sync:
         """Bytes of journals that are not delivered yet."""
         total = 0
         for task in list(self._tasks.values()):
-            state = task.worker.state
-            if task.is_open and state is not None:
+            worker = task.worker
+            state = worker.state if worker is not None else None
+            if state is not None:
                 task.remaining = remaining_bytes(task.target.folder, dict(state.cursors))
             total += 0 if task.over else task.remaining
         return total
@@ -252,8 +260,7 @@ class Sync:
                 continue
             if self.follow:
                 self.tell(f"{target.label}: delivering {run_dir} to {target.destination}")
-            worker = Worker(run_dir, target.options, notices=self._notices)
-            task = self._tasks[run_dir] = Task(target, worker, state.delivered, remaining, ends)
+            task = self._tasks[run_dir] = Task(target, state.delivered, remaining, ends)
             self._lane(target).add(task)
         for lane in self._lanes.values():
             lane.begin()
@@ -296,7 +303,8 @@ class Sync:
 
     def _stop(self) -> None:
         for task in list(self._tasks.values()):
-            task.worker.stopping.set()
+            if (worker := task.worker) is not None:
+                worker.stopping.set()
         for lane in self._lanes.values():
             lane.wake.set()
         deadline = time.monotonic() + _GRACE_S
@@ -395,9 +403,10 @@ class _Lane(threading.Thread):
 
     def _deliver(self, task: Task) -> Step | None:
         """Deliver until there is nothing more, something fails, or others have waited long enough (then ``None``)."""
+        if task.worker is None:
+            task.worker = Worker(task.target.run_dir, task.target.options, notices=self._sync.notices)
         worker = task.worker
         turn_ends = time.monotonic() + _TURN_S
-        task.is_open = True
         while True:
             step = worker.step()
             if step.kind is StepKind.IDLE:
@@ -420,12 +429,12 @@ class _Lane(threading.Thread):
         if place.told:
             self._sync.tell(f"{task.target.destination} takes records again")
         place.failures, place.failing_since, place.next_at, place.told = 0, None, 0.0, False
-        task.failing_since, task.reason, task.busy = None, "", 0
+        task.failures, task.failing_since, task.reason, task.busy = 0, None, "", 0
 
     def _settle(self, task: Task, now: float) -> None:
         """Everything is delivered for now."""
         task.settled, task.failing_since, task.reason = True, None, ""
-        if self._sync.follow and task.worker.writer_alive():
+        if self._sync.follow and task.target.writer_alive():
             task.next_at = now + self._sync.every_s
             self._close_some(task)
         else:
@@ -433,16 +442,18 @@ class _Lane(threading.Thread):
 
     def _failed(self, task: Task, step: Step, now: float) -> None:
         place = self._place(task)
-        fault = task.worker.last_fault
+        fault = task.worker.last_fault if task.worker is not None else None
         task.reason = place.reason = step.reason
-        # Another host may reach the tracker where this one does not: the run is not held while we wait.
-        self._close(task)
         for_good = fault is None or fault.kind is FaultKind.AUTHENTICATION
         if for_good and not self._sync.follow:
             self._leave(task)  # no waiting mends credentials, or a journal
             return
-        task.next_at = now + step.wait_s
+        task.failures += 1
+        retry_after_s = fault.retry_after_s if fault is not None else None
+        task.next_at = now + max(_BACKOFF.wait_s(task.failures, retry_after_s=retry_after_s), step.wait_s * for_good)
         task.failing_since = now if task.failing_since is None else task.failing_since
+        if now - task.failing_since >= _HOLD_WHILE_FAILING_S:
+            self._close(task)  # another host may reach the tracker where this one does not
         place.failing_since = now if place.failing_since is None else place.failing_since
         place.failures += 1
         if place.failures > 1:  # not this run's own trouble: one at a time asks whether the place is back
@@ -459,15 +470,15 @@ class _Lane(threading.Thread):
         self._close(task)
 
     def _close_some(self, task: Task) -> None:
-        if sum(other.is_open for other in self._tasks) > _MAX_OPEN:
+        if sum(other.worker is not None for other in self._tasks) > _MAX_OPEN:
             self._close(task)
 
     @staticmethod
     def _close(task: Task) -> None:
-        with contextlib.suppress(Exception):
-            task.worker.close()
-        task.worker.state = None  # another host may deliver in between: the saved state is read again
-        task.is_open = False
+        worker, task.worker = task.worker, None
+        if worker is not None:
+            with contextlib.suppress(Exception):
+                worker.close()
 
 
 def _check_address(to: str) -> None:
