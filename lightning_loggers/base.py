@@ -57,7 +57,7 @@ class DummyExperiment:
 
     def __getattr__(self, name: str) -> Self:
         if name.startswith("__"):
-            # Protocols that are probed by attribute (copying, numpy, IPython) must not find that we speak them.
+            # Protocols that are probed by attribute (copying, pickling, numpy) must not find that we speak them.
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return self
 
@@ -93,9 +93,6 @@ class DummyExperiment:
 
     def __bool__(self) -> bool:
         return True
-
-    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
-        return type(self), ()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

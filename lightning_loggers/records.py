@@ -21,8 +21,9 @@ FORMAT_VERSION = 1
 HEADER_START = b'{"lightning_loggers_journal":'
 RECORD_START = b'{"time_ns":'
 
-MAX_LINE_BYTES = 16 * 2**20
-"""Longer lines are never written; a reader skips them as damage, so that memory stays bounded on any file."""
+MAX_LINE_BYTES = 4 * 2**20
+"""Longer lines are never written (a larger value goes to a blob); a reader skips them as damage, so that its memory
+stays bounded on any file: a line of JSON may take twenty times its length once it is decoded."""
 
 
 class Kind(enum.StrEnum):
@@ -165,37 +166,50 @@ _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 def encode_line(record: Record | Header) -> bytes:
-    """Encode one line, newline included.
+    r"""Encode one line, newline included.
+
+    Lone surrogates (file names of unknown encoding) are written as escapes, since UTF-8 has none. What looks like the
+    start of a line inside a value is spelt in another way that means the same, so that a reader that looks for whole
+    records in the wreck of a line never takes a value for one.
 
     >>> line = encode_line(Record(time_ns=1, kind="metric", step=0, data={"loss": 0.5}))
     >>> line
-    b'{"time_ns":1,"kind":"metric","step":0,"data":{"loss":0.5},"crc":999345931}\\n'
+    b'{"time_ns":1,"kind":"metric","step":0,"data":{"loss":0.5},"crc":999345931}\n'
     >>> decode_line(line.rstrip()).data
     {'loss': 0.5}
+    >>> decode_line(encode_line(Record(0, "text", id="a", value="b" + chr(0xDC80))).rstrip()).value
+    'b\\udc80'
 
     Raises:
         TypeError: If a value is none of JSON's types.
+        OverflowError: If an integer has more than 64 bits.
+        RecursionError: If a value is nested about a thousand deep.
     """
-    body = _encode(record)[:-1]
+    body = encode_json(record)[:-1]
+    for start in (RECORD_START, HEADER_START):
+        if body.find(start, 1) > 0:
+            body = body[:1] + body[1:].replace(start, b"{ " + start[1:])
     return b'%s,"crc":%d}\n' % (body, crc32(body))
 
 
-def without_surrogates(record: Record) -> Record:
-    """The record with lone surrogates (file names of unknown encoding) written as escapes, since UTF-8 has none.
+def encode_json(value: Any) -> bytes:
+    """Encode a value as JSON, lone surrogates as escapes.
 
-    >>> without_surrogates(Record(0, "text", id="a", value="b" + chr(0xDC80))).value
-    'b\\\\udc80'
+    Raises:
+        TypeError: As :func:`encode_line`, and so on.
     """
-    builtins = msgspec.structs.asdict(record)
-    return msgspec.convert({key: _escape(value) for key, value in builtins.items()}, Record)
+    try:
+        return _encode(value)
+    except UnicodeEncodeError:
+        return _encode(_without_surrogates(msgspec.to_builtins(value)))
 
 
-def _escape(value: Any) -> Any:
+def _without_surrogates(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
     if isinstance(value, dict):
-        return {_escape(key): _escape(item) for key, item in value.items()}
-    return [_escape(item) for item in value] if isinstance(value, list) else value
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    return [_without_surrogates(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def split_nonfinite(data: dict[str, Any]) -> dict[str, str] | None:
@@ -227,7 +241,7 @@ def decode_line(line: bytes) -> Record | Header:
         raise DamagedLineError(f"not a record: {error}") from None
     if record.nonfinite and record.data is not None:
         for key, name in record.nonfinite.items():
-            if name in _NONFINITE:
+            if name in _NONFINITE and key in record.data:
                 record.data[key] = _NONFINITE[name]
     return record
 

@@ -3,7 +3,6 @@
 import statistics
 import subprocess
 import sys
-import timeit
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -13,7 +12,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lightning.pytorch.loggers.logger import merge_dicts as lightning_merge_dicts
 
 from lightning_loggers.aggregation import StepAggregator, merge_dicts
 
@@ -60,8 +58,8 @@ mostly_plain = st.one_of(any_float, st.integers(-(2**60), 2**60), number, st.non
 def dictionaries(draw):
     """Flat or nested, with equal or missing keys, in one order or many, of one kind of value or all."""
     scalar = draw(st.sampled_from([any_float, st.one_of(any_float, st.integers(-9, 9)), mostly_plain]))
-    leaf = {key: scalar for key in draw(st.sampled_from(["a", "ab", "abc", "abcde"]))}
-    nested = {"d": st.fixed_dictionaries({}, optional={**leaf, "e": st.fixed_dictionaries({}, optional=leaf)})}
+    leaf = dict.fromkeys(draw(st.sampled_from(["a", "ab", "abc", "abcde"])), scalar)
+    nested = {"n": st.fixed_dictionaries({}, optional={**leaf, "m": st.fixed_dictionaries({}, optional=leaf)})}
     keys = {**leaf, **(nested if draw(st.booleans()) else {})}
     one = st.fixed_dictionaries(keys) if draw(st.booleans()) else st.fixed_dictionaries({}, optional=keys)
     dicts = draw(st.lists(one, max_size=12))
@@ -75,18 +73,49 @@ def last(values):
     return values[-1]
 
 
+def outcome(merge, *args):
+    """The exact result, or the class of what was raised: numpy refuses to add an int64 and an integer past 64 bits."""
+    try:
+        with np.errstate(all="ignore"):
+            return exact(merge(*args))
+    except Exception as error:
+        return type(error)
+
+
 @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     dicts=dictionaries(),
-    funcs=st.dictionaries(st.sampled_from("abc"), st.sampled_from([np.max, np.sum, last, np.mean]), max_size=2),
+    funcs=st.just({})
+    | st.dictionaries(st.sampled_from("abc"), st.sampled_from([np.max, np.sum, last, np.mean]), max_size=2),
     nested_funcs=st.none() | st.dictionaries(st.sampled_from("abc"), st.sampled_from([np.min, last]), max_size=2),
     default=st.sampled_from([np.mean, np.mean, np.max, np.sum, last]),
 )
 def test_merging_equals_the_slow_model_to_the_last_bit(dicts, funcs, nested_funcs, default):
     """Whatever the shape of the dictionaries, keys, types and bits are those of one numpy call per key."""
-    funcs = funcs if nested_funcs is None else {**funcs, "d": nested_funcs}
-    with np.errstate(all="ignore"):
-        assert exact(merge_dicts(dicts, funcs, default)) == exact(as_numpy_would(dicts, funcs, default))
+    funcs = funcs if nested_funcs is None else {**funcs, "n": nested_funcs}
+    assert outcome(merge_dicts, dicts, funcs, default) == outcome(as_numpy_would, dicts, funcs, default)
+
+
+@pytest.mark.parametrize(
+    "dicts",
+    [
+        [{"a": -0.0, "b": -0.0}],
+        [{"a": -0.0, "b": -0.0}] * 2,
+        [{"a": -0.0, "b": -0.0}] * 3,
+        [{"a": 2**70 + 1, "b": 1.0}, {"a": -(2**70), "b": 1.0}, {"a": 0, "b": 1.0}],
+        [{"a": 2**70 + 1, "b": 1.0}, {"a": -(2**70)}, {"a": 0}],
+        [{"a": 2**63 + 1, "b": 1.0}, {"a": 2**63 + 5, "b": 1.0}, {"a": -1, "b": 1.0}],
+        [{"a": 1.0, "b": 2.0}, {"a": 1.0, "b": 2.0, "c": 3.0}, {"b": 4.0, "a": 5.0}],
+        [{"a": True, "b": False}, {"a": True, "b": 1.0}, {"a": 2, "b": 1.0}],
+        [{"a": np.float32(0.1), "b": 1.0}, {"a": np.float32(0.2), "b": 1.0}, {"a": np.float32(0.4), "b": 1.0}],
+        [{"a": np.float32(0.1), "b": 1.0}],
+        [{"a": float("nan"), "b": float("inf")}, {"a": 1.0, "b": float("-inf")}],
+    ],
+)
+def test_means_at_the_edges_of_what_is_batched(dicts):
+    """Negative zeros, integers past 64 bits, further keys and foreign scalars have the mean that numpy gives."""
+    assert outcome(merge_dicts, dicts) == outcome(as_numpy_would, dicts)
+    assert isinstance(outcome(merge_dicts, dicts), list)
 
 
 @settings(max_examples=200, deadline=None)
@@ -112,7 +141,9 @@ def test_means_of_many_values_add_up_in_numpys_order(seed, count, width, missing
 def test_means_of_thousands_of_integers_are_numpys(count, missing):
     """Past the size of numpy's cast buffer integers are added up in pieces, and ours with them."""
     rng = np.random.default_rng(count)
-    dicts = [{"i": int(i), "f": float(f)} for i, f in zip(rng.integers(0, 2**62, count), rng.random(count))]
+    dicts = [
+        {"i": int(i), "f": float(f)} for i, f in zip(rng.integers(0, 2**62, count), rng.random(count), strict=True)
+    ]
     if missing:
         dicts.append({"f": 1.0})
     assert exact(merge_dicts(dicts)) == exact(as_numpy_would(dicts))
@@ -198,7 +229,7 @@ def test_any_function_of_a_sequence_works(func):
 @pytest.mark.parametrize("func", [np.mean, max, sum, last])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_scalars_of_libraries_become_python_numbers(make, func, count):
-    """numpy scalars, 0-d arrays and 0-d tensors go in, Python floats come out."""
+    """Scalars of numpy, 0-d arrays and 0-d tensors go in, Python floats come out."""
     values = [1.5, 4.0, 2.0][:count]
     merged = merge_dicts([{"a": make(v), "b": v} for v in values], None, func)
     assert merged == {"a": func(values), "b": func(values)}
@@ -216,17 +247,6 @@ def test_float32_keeps_its_own_arithmetic():
     values = [np.float32(0.1), np.float32(0.2), np.float32(0.4)]
     merged = merge_dicts([{"a": v} for v in values])
     assert merged["a"] == float(np.mean(values)) != np.mean([float(v) for v in values])
-
-
-@pytest.mark.parametrize(("width", "count"), [(5, 1), (5, 2), (20, 1), (20, 2), (100, 2), (100, 10)])
-def test_merging_is_five_times_faster_than_lightnings(width, count):
-    """The ratio of the fastest of many runs, so that a busy machine does not decide it."""
-    names = [f"metric/{i}" for i in range(width)]
-    rng = np.random.default_rng(0)
-    dicts = [dict(zip(names, rng.random(width).tolist())) for _ in range(count)]
-    theirs = min(timeit.repeat(lambda: lightning_merge_dicts(dicts, None, np.mean), number=20, repeat=20))
-    ours = min(timeit.repeat(lambda: merge_dicts(dicts), number=20, repeat=20))
-    assert ours * 5 < theirs
 
 
 def test_importing_needs_numpy_only():
@@ -293,7 +313,7 @@ def test_metrics_that_cannot_be_merged_do_not_block_those_that_follow():
 
 
 def test_infinities_merge_without_a_warning():
-    """inf and -inf average to NaN in silence; numpy's warning would be an error in a strict training script."""
+    """The mean of inf and -inf is NaN in silence; numpy's warning would be an error in a strict training script."""
     aggregator = StepAggregator()
     for value in (float("inf"), float("-inf"), 1e308):
         aggregator.add({"a": value, "b": value}, 0)

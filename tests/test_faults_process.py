@@ -78,7 +78,9 @@ def test_status_at_the_tracker(
     mlflow_sqlite: str, tmp_path: Path, kind: str, ending: str, delivery: str, status: str
 ) -> None:
     """MLflow shows how the run ended, also where nobody called finalize, and every record is there."""
-    job = start(kind, ending, 30, experiment_name="e", tracking_uri=mlflow_sqlite, save_dir=tmp_path / "runs", delivery=delivery)
+    job = start(
+        kind, ending, 30, experiment_name="e", tracking_uri=mlflow_sqlite, save_dir=tmp_path / "runs", delivery=delivery
+    )
     out, err = finish(job)
     run = only_run(mlflow_sqlite, "e")
     assert run.info.status == status, err
@@ -89,7 +91,15 @@ def test_status_at_the_tracker(
 
 def test_killed_trainer_is_closed_as_failed_by_its_delivery_process(mlflow_sqlite: str, tmp_path: Path) -> None:
     """A delivery process outlives a SIGKILLed trainer, delivers the tail and closes the run as failed, unasked."""
-    job = start("trained", "kill", 30, experiment_name="e", tracking_uri=mlflow_sqlite, save_dir=tmp_path / "runs", delivery="process")
+    job = start(
+        "trained",
+        "kill",
+        30,
+        experiment_name="e",
+        tracking_uri=mlflow_sqlite,
+        save_dir=tmp_path / "runs",
+        delivery="process",
+    )
     finish(job)
     assert job.returncode == -signal.SIGKILL
     client = MlflowClient(mlflow_sqlite)
@@ -184,8 +194,10 @@ def test_delivery_killed_at_random_moments(mlflow_sqlite: str, tmp_path: Path, t
             child.wait(timeout=rng.uniform(0.5, 3.5))
         if rng.random() < 0.5:
             wait_until(
-                lambda child=child, before=before: child.poll() is not None  # type: ignore[misc]
-                or (state.exists() and state.stat().st_mtime_ns != before),
+                lambda child=child, before=before: (
+                    child.poll() is not None  # type: ignore[misc]
+                    or (state.exists() and state.stat().st_mtime_ns != before)
+                ),
                 60,
                 "some delivery",
             )
@@ -243,7 +255,15 @@ def test_finalize_in_a_signal_handler_that_interrupts_logging(mlflow_sqlite: str
 @pytest.mark.parametrize("delivery", ["thread", "process"])
 def test_forked_child_neither_writes_twice_nor_hangs(mlflow_sqlite: str, tmp_path: Path, delivery: str) -> None:
     """A forked child's records go to the same run from a stream of its own; the parent's are there once."""
-    job = start("plain", "fork", 40, experiment_name="e", tracking_uri=mlflow_sqlite, save_dir=tmp_path / "runs", delivery=delivery)
+    job = start(
+        "plain",
+        "fork",
+        40,
+        experiment_name="e",
+        tracking_uri=mlflow_sqlite,
+        save_dir=tmp_path / "runs",
+        delivery=delivery,
+    )
     _, err = finish(job)
     assert job.returncode == 0, err
     run_dir = only_dir(tmp_path / "runs")

@@ -100,7 +100,7 @@ def test_server_killed_in_mid_run_and_back_later(
 def test_fit_with_nothing_listening_keeps_everything_for_later(
     own_mlflow_server: MLflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A fit whose server never answers ends; all of it is in the journal, the cure is told, and later all is delivered."""
+    """A fit whose server never answers ends; all is in the journal, the cure is told, later all is delivered."""
     server = own_mlflow_server
     logger = MLFlowLogger("down", tracking_uri=server.uri, save_dir=tmp_path / "runs", finalize_timeout_s=0.5)
     with caplog.at_level(logging.WARNING, "lightning_loggers"):

@@ -1,10 +1,14 @@
 """Fitting keys to what a tracker takes: reversible, and two different keys never become one series."""
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 
 MAX_REMEMBERED = 20_000
 """Keys remembered one by one. A run with more of them (a mistake, or hostile) gets hashed names from there on."""
+
+_DIGITS = (8, 16, 32, 64)
+_LOOKS_HASHED = re.compile(r"-[0-9a-f]{16,64}$")
 
 
 class KeyMap:
@@ -17,14 +21,14 @@ class KeyMap:
     Args:
         rule: Makes a key acceptable, length aside; returns acceptable keys unchanged.
         max_length: Longest name, in characters.
-        known: The map as saved before.
+        known: The map as saved before. What cannot be right in it (a name twice, or too long) is left out.
         on_change: Called with key and name for each key that was changed, the first time.
 
     >>> keys = KeyMap(lambda key: key.replace("@", "_"), max_length=20)
     >>> keys.fit("loss"), keys.fit("a@b"), keys.fit("a_b"), keys.fit("a@b")
-    ('loss', 'a_b', 'a_b-e7e12d71', 'a_b')
+    ('loss', 'a_b', 'a_b-648fa9b3', 'a_b')
     >>> keys.changed
-    {'a@b': 'a_b', 'a_b': 'a_b-e7e12d71'}
+    {'a@b': 'a_b', 'a_b': 'a_b-648fa9b3'}
     """
 
     def __init__(
@@ -37,8 +41,12 @@ class KeyMap:
         self._rule = rule
         self._max_length = max_length
         self._on_change = on_change
-        self._names: dict[str, str] = dict(known or {})
-        self._taken = {name: key for key, name in self._names.items()}
+        self._names: dict[str, str] = {}
+        self._taken: dict[str, str] = {}
+        for key, name in (known or {}).items():
+            if name not in self._taken and len(name) <= max_length and len(self._names) < MAX_REMEMBERED:
+                self._names[key] = name
+                self._taken[name] = key
         self.revision = 0
         """Goes up with every key that is remembered: whoever saves the map compares it."""
 
@@ -58,11 +66,13 @@ class KeyMap:
         if name is not None:
             return name
         name = self._rule(key)
-        if len(name) > self._max_length:
-            name = self._hashed(name, key)
-        if self._taken.get(name, key) != key or (name != key and len(self._names) >= MAX_REMEMBERED):
-            name = self._hashed(name, key)
-        if len(self._names) < MAX_REMEMBERED:
+        full = len(self._names) >= MAX_REMEMBERED
+        if len(name) > self._max_length or self._taken.get(name, key) != key:
+            name = self._hashed(name, key, full=full)
+        elif full and (name != key or _LOOKS_HASHED.search(name)):
+            # Nothing more is remembered, so nothing could tell this name from another key's: a hash has to.
+            name = self._hashed(name, key, full=True)
+        if not full:
             self._names[key] = name
             self._taken[name] = key
             self.revision += 1
@@ -70,6 +80,11 @@ class KeyMap:
                 self._on_change(key, name)
         return name
 
-    def _hashed(self, name: str, key: str) -> str:
-        digest = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:8]
-        return f"{name[: self._max_length - 9].rstrip('/. ')}-{digest}"
+    def _hashed(self, name: str, key: str, *, full: bool) -> str:
+        digest = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
+        for digits in _DIGITS[1:] if full else _DIGITS:
+            room = max(self._max_length - digits - 1, 0)
+            hashed = f"{name[:room].rstrip('/. ')}-{digest[:digits]}"[-self._max_length :]
+            if self._taken.get(hashed, key) == key:
+                break
+        return hashed

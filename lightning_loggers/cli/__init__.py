@@ -1,7 +1,7 @@
 """The command ``lightning-loggers``: one file per command.
 
-Importing this imports neither torch, lightning nor an SDK, so that a command starts in a moment. An error of ours is one
-sentence on standard error and exit code 2, like any wrong usage.
+Importing this imports neither torch, lightning nor an SDK, so that a command starts in a moment. An error of ours is
+one sentence on standard error and exit code 2, like any wrong usage.
 """
 
 import importlib

@@ -58,6 +58,8 @@ def take_over_logging() -> None:
     if not any(isinstance(handler, _Handler) for handler in root.handlers):
         handler = _Handler(logging.WARNING)
         root.addHandler(handler)
+    for chatty in ("mlflow.store", "alembic.runtime"):  # tells at length how it makes its tables
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def is_terminal() -> bool:

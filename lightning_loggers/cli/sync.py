@@ -21,7 +21,8 @@ _POLLS_BETWEEN_UPDATES = 3
 
 
 def sync(
-    paths: Annotated[list[Path], typer.Argument(help="Runs' folders, or any folders above runs.", metavar="PATH...")],
+    paths: Annotated[list[Path], typer.Argument(help="Runs' folders, or any folders above runs.", metavar="PATH")],
+    *,
     to: Annotated[str | None, typer.Option(help="Deliver to this address instead of the journals' own.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Keep watching, new runs included, until stopped.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be delivered; touch nothing.")] = False,
@@ -33,7 +34,8 @@ def sync(
     """Deliver every run below each PATH that has something undelivered.
 
     It may be stopped at any moment, or killed, and be started again: nothing is lost. Runs of dead processes are closed
-    at the tracker. Exit code: 0 if nothing is pending at the end, 1 if something is, 130 after Ctrl+C, 143 after SIGTERM.
+    at the tracker. Exit code: 0 if nothing is pending at the end, 1 if something is (or would be, with --dry-run) or
+    a journal cannot be read, 130 after Ctrl+C, 143 after SIGTERM.
     """
     from lightning_loggers.delivery.sync import Sync
 
@@ -102,8 +104,8 @@ def _show_outcomes(engine: "Sync", outcomes: "list[Outcome]", paths: list[Path],
             console.say(f"{outcome.label} ({outcome.run_dir}): {outcome.reason}")
         if outcome.rejected:
             console.say(
-                f"{outcome.label} ({outcome.run_dir}): {outcome.rejected} records were refused by the tracker; they are "
-                f"kept, with the reasons, in {outcome.run_dir / 'journal' / 'rejected.jsonl'}"
+                f"{outcome.label} ({outcome.run_dir}): {outcome.rejected} records were refused by the tracker; they "
+                f"are kept, with the reasons, in {outcome.run_dir / 'journal' / 'rejected.jsonl'}"
             )
     if pending:
         command = shlex.join(["lightning-loggers", "sync", *map(str, paths), *(["--to", to] if to else [])])

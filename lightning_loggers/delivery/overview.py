@@ -189,8 +189,10 @@ def overviews(root: Path) -> Iterator[Overview]:
             yield look(home)
             for other in _elsewhere(home):
                 yield look(other)
-        except (LightningLoggersError, OSError) as error:
+        except LightningLoggersError as error:
             yield Overview(str(run_dir), str(error))
+        except Exception as error:  # noqa: BLE001 - seam: one damaged folder must not hide all others
+            yield Overview(str(run_dir), f"{type(error).__name__}: {error}")
     yield from problems
 
 

@@ -30,6 +30,7 @@ _TURN_S = 5.0
 _TELL_OUTAGE_AFTER_S = 5.0
 _BUSY_TRIES, _BUSY_RETRY_S = 3, 0.5
 _MAX_OPEN = 16
+_LONGEST_REASON = 400
 _HOLD_WHILE_FAILING_S = 10.0
 _BACKOFF = Backoff()
 _POLL_S = 0.1
@@ -151,6 +152,7 @@ class Sync:
             if not path.exists():
                 raise ConfigurationError(f"{path} does not exist; give a run's folder or any folder above runs.")
         if to is not None:
+            to = _absolute(to)
             _check_address(to)
         self.follow, self.every_s, self.give_up_after_s = follow, every_s, give_up_after_s
         self.stopping = threading.Event()
@@ -197,8 +199,8 @@ class Sync:
         for run_dir, target in self._targets():
             try:
                 seen = look(target, pending_only=True)
-            except (LightningLoggersError, OSError) as error:
-                self._problem(run_dir, str(error))
+            except Exception as error:  # noqa: BLE001 - seam, as in _targets
+                self._problem(run_dir, _said(error))
                 continue
             if seen.pending or seen.tracker_needs_status:
                 planned.append(seen)
@@ -231,8 +233,8 @@ class Sync:
                 found.add(real)
                 try:
                     target = resolve(run_dir, self._to)
-                except (LightningLoggersError, OSError) as error:
-                    self._problem(run_dir, str(error))
+                except Exception as error:  # noqa: BLE001 - seam: one damaged folder must not stop all others
+                    self._problem(run_dir, _said(error))
                     continue
                 if target is not None:
                     self.secrets |= target.secrets
@@ -255,8 +257,8 @@ class Sync:
                 if not remaining and not target.needs_closing(state):
                     continue
                 require_sdk(target.tracker, "lightning-loggers sync")
-            except (LightningLoggersError, OSError) as error:
-                self._problem(run_dir, str(error))
+            except Exception as error:  # noqa: BLE001 - seam, as in _targets
+                self._problem(run_dir, _said(error))
                 continue
             if self.follow:
                 self.tell(f"{target.label}: delivering {run_dir} to {target.destination}")
@@ -287,13 +289,14 @@ class Sync:
         target = task.target
         try:
             seen = look(target, pending_only=True)
-        except (LightningLoggersError, OSError) as error:
-            return Outcome(target.run_dir, target.label, pending=True, reason=str(error))
+        except Exception as error:  # noqa: BLE001 - seam, as in _targets
+            return Outcome(target.run_dir, target.label, pending=True, reason=_said(error))
         pending = bool(seen.pending or seen.tracker_needs_status) and not (task.settled and seen.writer_alive)
         reason = ""
         if pending:
+            left = "its process wrote more meanwhile" if seen.pending else "it could not be closed"
             what = f"{seen.pending} records are pending" if seen.pending else "the tracker has yet to be told its end"
-            reason = f"{what}: {task.reason or 'its process wrote more meanwhile'}"
+            reason = f"{what}: {task.reason or left}"
         elif task.settled and seen.writer_alive:
             reason = "is still being written; what it had recorded is delivered"
         elif task.reason:
@@ -443,7 +446,7 @@ class _Lane(threading.Thread):
     def _failed(self, task: Task, step: Step, now: float) -> None:
         place = self._place(task)
         fault = task.worker.last_fault if task.worker is not None else None
-        task.reason = place.reason = step.reason
+        task.reason = place.reason = _short(step.reason)
         for_good = fault is None or fault.kind is FaultKind.AUTHENTICATION
         if for_good and not self._sync.follow:
             self._leave(task)  # no waiting mends credentials, or a journal
@@ -462,7 +465,7 @@ class _Lane(threading.Thread):
             place.told = True
             rest = "" if self._sync.follow else f" (for up to {self._sync.give_up_after_s:g} s)"
             self._sync.tell(
-                f"{task.target.destination} does not take records now, it is tried again{rest}: {step.reason}"
+                f"{task.target.destination} does not take records now, it is tried again{rest}: {task.reason}"
             )
 
     def _leave(self, task: Task) -> None:
@@ -479,6 +482,28 @@ class _Lane(threading.Thread):
         if worker is not None:
             with contextlib.suppress(Exception):
                 worker.close()
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, LightningLoggersError) else f"{type(error).__name__}: {error}"
+
+
+def _short(reason: str) -> str:
+    """An SDK's message without its thirty lines."""
+    line = " ".join(reason.split())
+    return (
+        line if len(line) <= _LONGEST_REASON else f"{line[: _LONGEST_REASON // 2]} ... {line[-_LONGEST_REASON // 2 :]}"
+    )
+
+
+def _absolute(to: str) -> str:
+    """An SQLite file named from here must be the same file when somebody comes back from elsewhere.
+
+    >>> _absolute("sqlite:////runs/mlflow.db"), _absolute("http://host"), _absolute("sqlite:///x.db") == "sqlite:///x.db"
+    ('sqlite:////runs/mlflow.db', 'http://host', False)
+    """
+    path = to.removeprefix("sqlite:///")
+    return to if path in {to, ""} or path.startswith(("/", ":")) else f"sqlite:///{Path(path).absolute()}"
 
 
 def _check_address(to: str) -> None:

@@ -42,7 +42,7 @@ from lightning_loggers.secrets import has_secret, mask, secrets_of_uri
 POLL_S = 1.0
 _AUTHENTICATION_RETRY_S = 60.0
 _OTHER_DELIVERER_RETRY_S = 2.0
-_LARGEST_READ_BYTES = 2**20
+_LARGEST_READ_BYTES = 2**18
 _SMALLEST_READ_BYTES = 2**14
 
 
@@ -148,11 +148,14 @@ class Worker:
 
         A run that ended with a status keeps it; one that was preempted is left open for the job that continues it.
         """
-        if self.state is None or self._adapter is None or not self._opened:
+        if self._lock is None or not self._lock.held or not self.needs_closing():
             return Step(StepKind.IDLE, POLL_S)
         state = self.state
-        if is_terminal(state.status) or state.wanted_status == RunStatus.PREEMPTED or self.writer_alive():
-            return Step(StepKind.IDLE, POLL_S)
+        assert state is not None
+        opened = self._open()
+        if isinstance(opened, Fault):
+            return self._failed(opened)
+        assert self._adapter is not None
         outcome = self._adapter.update_status(RunStatus.FAILED)
         if isinstance(outcome, Fault):
             return self._failed(outcome)
@@ -205,9 +208,8 @@ class Worker:
         if adapter is not None:
             with contextlib.suppress(Exception):
                 adapter.close()
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     # ---------------------------------------------------------------- one step
 
@@ -215,10 +217,10 @@ class Worker:
         if not self._ready():
             return Step(StepKind.IDLE, POLL_S)
         assert self._lock is not None
-        if not self._lock.held and not self._lock.acquire():
-            return Step(StepKind.BUSY, _OTHER_DELIVERER_RETRY_S, "another process delivers this run")
-        if self.state is None:
-            self.state = self._load_state()
+        if not self._lock.held:
+            if not self._lock.acquire():
+                return Step(StepKind.BUSY, _OTHER_DELIVERER_RETRY_S, "another process delivers this run")
+            self.state = self._load_state()  # whoever had the lock may have moved the cursors
         state = self.state
         assert state is not None
         for stream in list_segments(self.folder):

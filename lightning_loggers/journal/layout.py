@@ -20,7 +20,7 @@ BLOBS_FOLDER = "blobs"
 REJECTED_FILE = "rejected.jsonl"
 STATE_SUFFIX = ".state.json"
 
-_SEGMENT = re.compile(r"(?P<stream>rank\d{1,9}(?:-[0-9a-z]{1,40})?)(?:\.(?P<segment>\d{1,9}))?\.jsonl", re.ASCII)
+_SEGMENT = re.compile(r"(?P<stream>rank\d{1,9}(?:-[0-9a-z]{1,40})?)(?:\.(?P<segment>[1-9]\d{0,8}))?\.jsonl", re.ASCII)
 
 
 def journal_dir(run_dir: Path) -> Path:

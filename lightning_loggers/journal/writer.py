@@ -6,8 +6,10 @@ goes wrong asks about none of it.
 """
 
 import contextlib
+import errno
 import math
 import os
+import secrets
 import threading
 import time
 import weakref
@@ -19,7 +21,7 @@ from zlib import crc32
 
 import msgspec
 
-from lightning_loggers.errors import JournalFormatError
+from lightning_loggers.errors import JournalError
 from lightning_loggers.journal import keeper
 from lightning_loggers.journal.blobs import BlobStore, safe_name
 from lightning_loggers.journal.layout import BLOBS_FOLDER, list_segments, lock_path, segment_path
@@ -33,9 +35,9 @@ from lightning_loggers.records import (
     Kind,
     Record,
     RunSpec,
+    encode_json,
     encode_line,
     split_nonfinite,
-    without_surrogates,
 )
 
 DEFAULT_SEGMENT_BYTES = 64 * 2**20
@@ -43,6 +45,9 @@ BUFFER_BYTES = 4 * 2**20
 """What is kept in memory while the disk refuses; older lines are dropped, counted and told."""
 
 _RETRY_WRITE_EVERY_S = 1.0
+_WAIT_FOR_LOCK_S = 0.3
+_APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+_LONG = f"a line of the journal holds {MAX_LINE_BYTES // 2**20} MiB"
 
 _encode = msgspec.json.Encoder().encode
 _METRIC = Kind.METRIC.value
@@ -61,7 +66,7 @@ class JournalWriter:
         folder: The run's journal folder.
         run: What the header says of the run. If the folder already belongs to a run, that run's ``uid`` is kept.
         rank: Global rank, or a callable that tells it when the first record is written.
-        environment: Told in the header, for a person; a callable is called once, at the first record.
+        environment: Called once, at the first record; told in the header, for a person.
         normalise_metrics: Turns metrics that JSON cannot take as they stand into plain ones, and into other records
             for what is no number (:func:`lightning_loggers.values.metrics.normalise`).
         notices: Where losses are told.
@@ -103,6 +108,8 @@ class JournalWriter:
         self._fd = -1  # what appends write to; -1 sends the next append to _append_slowly
         self._open_fd = -1  # the descriptor that is really open
         self._size = 0
+        self._roll_above = segment_bytes
+        self._header_rank = 0
         self._lock = threading.RLock()  # reentrant: a signal handler may append; never taken by delivery
         self._writer_lock: FileLock | None = None
         self._buffer: deque[bytes] = deque()
@@ -110,6 +117,8 @@ class JournalWriter:
         self._torn = False
         self._recovering = False
         self._retry_at = -math.inf
+        self._told_environment: dict[str, Any] | None = None
+        self._other_stream: str | None = None
         _all_writers.add(self)
 
     # ---------------------------------------------------------------- the log path
@@ -128,7 +137,11 @@ class JournalWriter:
             # tensor, None, NaN) this either raises or is seen from the result; no value is looked at one by one.
             total = sum(metrics.values())
             kind = type(total)
-            if (kind is float or kind is int) and total - total == 0:
+            if (
+                (kind is float or kind is int)
+                and total - total == 0
+                and (step is None or type(step) is int or type(step) is float)
+            ):
                 body = _encode(Record(time_ns, _METRIC, step, metrics))[:-1]  # type: ignore[arg-type]
                 line = b'%s,"crc":%d}\n' % (body, crc32(body))
             else:
@@ -138,59 +151,68 @@ class JournalWriter:
         if not line or len(line) > MAX_LINE_BYTES:
             self._append_unusual_metrics(metrics, step, time_ns)
             return
+        # What _append_line does, without the cost of calling it.
         with self._lock:
             try:
-                if os.write(self._fd, line) == len(line):
-                    self.recorded += 1
-                    self._size += len(line)
-                    if self._size > self._segment_bytes:
-                        self._roll()
-                    return
-                self._torn = True
-                self._fd = -1
+                written = os.write(self._fd, line)
             except OSError as error:
                 self._append_slowly(line, error)
                 return
-            self._append_slowly(line, None)
+            if written != len(line):
+                self._torn = True
+                self._fd = -1
+                self._append_slowly(line, None)
+                return
+            self.recorded += 1
+            self._size += written
+            if self._size > self._roll_above:
+                self._recover()
 
     def append(self, record: Record) -> None:
         """Append a record of any kind.
 
         A record that JSON cannot take is counted as dropped with its reason and told; values are made plain before
-        (:mod:`lightning_loggers.values`), so this is a defect of the caller, not of the user.
+        (:mod:`lightning_loggers.values`), so this is a defect of the caller, not of the user. A step that is no number
+        is left out and told.
         """
         try:
-            try:
-                line = encode_line(record)
-            except UnicodeEncodeError:
-                line = encode_line(without_surrogates(record))
+            step = self._plain_step(record.step)
+            if step is not record.step:
+                record = msgspec.structs.replace(record, step=step)
+            line = encode_line(record)
         except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
             self._count_drop("unencodable", 1, f"A {record.kind} record ({record.id!r}) was not kept: {error}.")
             return
         if len(line) > MAX_LINE_BYTES:
             self._append_in_parts(record)
-            return
+        else:
+            self._append_line(line)
+
+    def _append_line(self, line: bytes) -> None:
         with self._lock:
             try:
-                if os.write(self._fd, line) == len(line):
-                    self.recorded += 1
-                    self._size += len(line)
-                    if self._size > self._segment_bytes:
-                        self._roll()
-                    return
-                self._torn = True
-                self._fd = -1
+                written = os.write(self._fd, line)
             except OSError as error:
                 self._append_slowly(line, error)
                 return
-            self._append_slowly(line, None)
+            if written != len(line):
+                self._torn = True
+                self._fd = -1
+                self._append_slowly(line, None)
+                return
+            # A signal handler that appends runs only after a call: there is none inside these two statements.
+            self.recorded += 1
+            self._size += written
+            if self._size > self._roll_above:
+                self._recover()
 
     # ---------------------------------------------------------------- state that others read
 
     @property
     def position(self) -> Position:
         """Where the stream ends for now."""
-        return Position(self.segment, self._size)
+        with self._lock:
+            return Position(self.segment, self._size)
 
     @property
     def pending_in_memory(self) -> int:
@@ -210,7 +232,6 @@ class JournalWriter:
         """
         with self._lock:
             if self._buffer or self._fd != self._open_fd:
-                self._retry_at = -math.inf
                 self._recover()
             return not self._buffer
 
@@ -228,205 +249,312 @@ class JournalWriter:
                     os.fdatasync(self._open_fd)
             self._let_go()
 
-    def invalidate(self, fd: int) -> None:
-        """Called by :mod:`.keeper` when the file behind ``fd`` has vanished: the next append makes it again."""
-        if fd == self._open_fd:
-            self._fd = -1
+    # ---------------------------------------------------------------- called by the keeper, from its thread
+
+    def invalidate(self, device: int, inode: int) -> None:
+        """This file has vanished: the next append makes it again."""
+        with contextlib.suppress(OSError):
+            mine = os.fstat(self._open_fd)
+            if (mine.st_dev, mine.st_ino) == (device, inode):
+                self._fd = -1
+
+    def touch(self) -> None:
+        """Show a file system without locks that the writer lives."""
+        lock = self._writer_lock
+        if lock is not None:
+            lock.touch()
+
+    def retry(self) -> None:
+        """Write what waits in memory, if anything does: the user may not log again for hours."""
+        if self._buffer and self._lock.acquire(blocking=False):
+            try:
+                self.flush()
+            finally:
+                self._lock.release()
 
     # ---------------------------------------------------------------- everything unusual
 
-    def _append_unusual_metrics(self, metrics: Mapping[Any, Any], step: int | float | None, time_ns: int) -> None:
-        """Append metrics that are not all plain finite numbers."""
+    def _append_unusual_metrics(self, metrics: Mapping[Any, Any], step: Any, time_ns: int) -> None:
+        """Append metrics that are not all plain finite numbers, or whose step is none."""
         try:
             data, others = self._normalise(metrics)
-            if type(step) not in {int, float, type(None)}:
-                step = _plain_step(step)
         except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
             self._count_drop("unreadable metrics", 1, f"A call's metrics were not kept: {error!r}")
             return
+        step = self._plain_step(step)
         if data:
             self.append(Record(time_ns, _METRIC, step, data, split_nonfinite(data)))
         for record in others:
             record.time_ns, record.step = time_ns, step
             self.append(record)
 
+    def _plain_step(self, step: Any) -> int | float | None:
+        """The step as JSON takes it: numpy integers, tensors of one element and numeric strings are plain numbers."""
+        if step is None or (type(step) is int and -(2**63) <= step < 2**63):
+            return step
+        number = _number(step)
+        if number is None:
+            self._notices.tell_once(
+                ("step", type(step)), f"A step of type {type(step).__name__} is no finite number: kept without a step."
+            )
+        return number
+
     def _append_in_parts(self, record: Record) -> None:
-        """Append a record whose line would be too long, as several with the same time and step."""
+        """Append a record whose line would be too long: as several of the same time and step, or with a blob."""
         if record.data is not None and len(record.data) > 1:
             items = list(record.data.items())
-            for half in (items[: len(items) // 2], items[len(items) // 2 :]):
-                part = msgspec.structs.replace(record, data=dict(half), nonfinite=split_nonfinite(dict(half)))
-                self.append(part)
-            return
-        if record.value is not None:
-            name = f"{safe_name(record.id or record.kind)}.json"
+            for half in (dict(items[: len(items) // 2]), dict(items[len(items) // 2 :])):
+                self.append(msgspec.structs.replace(record, data=half, nonfinite=split_nonfinite(half)))
+        elif record.blobs is not None and len(record.blobs) > 1:
+            middle = len(record.blobs) // 2
+            for blobs in (record.blobs[:middle], record.blobs[middle:]):
+                self.append(msgspec.structs.replace(record, blobs=blobs))
+        elif record.data:
+            [(key, value)] = record.data.items()
+            self._notices.tell_once(
+                ("long", record.kind, key[:200]), f"The value of {record.kind} {key[:200]!r} is kept as text: {_LONG}."
+            )
+            self.append(Record(record.time_ns, Kind.TEXT.value, record.step, id=key, value=value))
+        elif record.value is not None:
             try:
-                blob = self.blobs.put_bytes(_encode(record.value), name)
+                blob = self.blobs.put_bytes(encode_json(record.value), f"{safe_name(record.id or record.kind)}.json")
             except OSError as error:
                 self._count_drop("disk refused", 1, f"A {record.kind} record ({record.id!r}) was not kept: {error}.")
                 return
-            self.append(msgspec.structs.replace(record, value=None, blobs=[blob]))
-            return
-        self._count_drop("too long", 1, f"A {record.kind} record ({record.id!r}) of over {MAX_LINE_BYTES} bytes.")
+            self.append(msgspec.structs.replace(record, value=None, blobs=[blob, *(record.blobs or [])]))
+        else:
+            self._count_drop("too long", 1, f"A {record.kind} record was not kept: {_LONG}.")
 
     def _append_slowly(self, line: bytes, error: OSError | None) -> None:
         """The write failed: nothing is open yet, the process was forked, or the file system refuses."""
         if self._open_fd >= 0 and self._fd == self._open_fd:
             self._fd = -1
             self._tell_refusal(error)
-            self._retry_at = time.monotonic() + _RETRY_WRITE_EVERY_S
+            if error is not None and error.errno != errno.EBADF:
+                self._retry_at = time.monotonic() + _RETRY_WRITE_EVERY_S
+        length = len(line)
         self._buffer.append(line)
-        self._buffered_bytes += len(line)
+        self._buffered_bytes += length
         self.recorded += 1
+        if self._recovering:  # a signal handler's append inside _recover, which writes this line, too
+            return
         while self._buffered_bytes > BUFFER_BYTES and len(self._buffer) > 1:
-            self._buffered_bytes -= len(self._buffer.popleft())
+            length = len(self._buffer.popleft())
+            self._buffered_bytes -= length
             self.recorded -= 1
             self._count_drop("disk refused", 1, f"The disk under {self.folder} still refuses: the oldest records go.")
         if time.monotonic() >= self._retry_at:
             self._recover()
 
     def _recover(self) -> None:
-        """Open what has to be opened, then write what waits; on failure leave it all for a later try."""
-        if self._recovering:  # a signal handler's append inside this very method: its line waits in the buffer
+        """Open, mend or roll what has to be, then write what waits; on failure leave it all for a later try.
+
+        While this runs, what a signal handler appends waits in the buffer, so that it keeps its place in the order.
+        """
+        if self._recovering:
             return
         self._recovering = True
         try:
-            if self._open_fd >= 0 and not self._still_there():
-                self._remake_deleted_file()
-            elif self._open_fd < 0:
+            self._fd = -1
+            if self._open_fd >= 0:
+                self._check_descriptor()
+            if self._open_fd < 0:
                 self._open()
-            self._fd = self._open_fd
+            elif not self._still_there():
+                self._remake_deleted_file()
             if self._torn:
                 self._mend_torn_line()
-            while self._buffer:
-                line = self._buffer[0]
-                written = os.write(self._fd, line)
-                if written != len(line):
-                    self._torn = True
-                    raise OSError("short write")
-                self._size += written
-                self._buffered_bytes -= written
-                self._buffer.popleft()
-                if self._size > self._segment_bytes:
-                    self._roll()
+            while True:
+                self._write_what_waits()
+                self._fd = self._open_fd
+                if not self._buffer:
+                    break
+                self._fd = -1
             self._retry_at = -math.inf
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - seam: an append never raises
             self._fd = -1
             self._retry_at = time.monotonic() + _RETRY_WRITE_EVERY_S
             self._tell_refusal(error)
         finally:
             self._recovering = False
 
+    def _write_what_waits(self) -> None:
+        if self._size > self._roll_above:
+            self._begin_next_segment()
+        while self._buffer:
+            line = self._buffer[0]
+            length = len(line)
+            written = os.write(self._open_fd, line)
+            if written != length:
+                self._torn = True
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._buffer.popleft()
+            self._buffered_bytes -= length
+            self._size += length
+            if self._size > self._roll_above:
+                self._begin_next_segment()
+
     def _open(self) -> None:
         """Open the stream: make the folder, become its writer, mend a torn tail, write a header line."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        rank = self.rank
-        stream = f"rank{rank}"
-        with contextlib.suppress(JournalFormatError):
+        self._header_rank = self.rank
+        with contextlib.suppress(JournalError):
             known = read_first_header(self.folder)
             if known is not None:
                 self.run = msgspec.structs.replace(self.run, uid=known.run.uid)
-        lock = FileLock(lock_path(self.folder, stream))
+        stream = f"rank{self._header_rank}"
+        lock = self._take_stream(stream)
+        if lock is None:
+            stream, lock = self._take_other_stream(stream)
         try:
-            usable = lock.acquire(wait_s=0.3) and self._readable(stream)
-        except OSError:
-            usable = False
-            if not self.folder.is_dir():
-                raise
-        if not usable:
-            # Another live process (this one's parent after a fork, a second job given the same version) writes the
-            # stream, or a newer version of this package wrote it: ours gets a name of its own in the same run.
-            lock.release()
-            stream = f"{stream}-{os.getpid():x}{time.time_ns() & 0xFFFFFF:x}"
-            lock = FileLock(lock_path(self.folder, stream))
-            lock.acquire()
-        segments = list_segments(self.folder).get(stream, [])
-        try:
-            self._open_segment(stream, segments[-1] if segments else 0, rank)
-        except OSError:
+            segments = list_segments(self.folder).get(stream, [])
+            self._open_segment(stream, segments[-1] if segments else 0)
+        except BaseException:
             lock.release()
             raise
         self._writer_lock = lock
-        keeper.keep(self)
 
-    def _readable(self, stream: str) -> bool:
-        """Whether the stream's own segments are of a format that this version may append to."""
-        try:
-            read_first_header(self.folder, stream=stream)
-        except JournalFormatError:
-            return False
-        return True
+    def _take_stream(self, stream: str) -> FileLock | None:
+        """Become the writer of a stream, if no live process is and it has the format that this version writes."""
+        lock = FileLock(lock_path(self.folder, stream))
+        with contextlib.suppress(OSError, JournalError):
+            if lock.acquire(wait_s=_WAIT_FOR_LOCK_S):
+                header = read_first_header(self.folder, stream=stream)
+                if header is None or header.lightning_loggers_journal == FORMAT_VERSION:
+                    return lock
+        lock.release()
+        return None
 
-    def _open_segment(self, stream: str, segment: int, rank: int) -> None:
-        fd = os.open(
-            segment_path(self.folder, stream, segment),
-            os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,
-            0o644,
-        )
+    def _take_other_stream(self, stream: str) -> tuple[str, FileLock]:
+        """Become the writer of a stream of our own in the same run.
+
+        Another live process (this one's parent after a fork, a second job given the same version) writes the usual
+        one, or another version of this package wrote it in its own format.
+        """
+        if self._other_stream is None:
+            self._other_stream = f"{stream}-{os.getpid():x}{secrets.token_hex(4)}"
+        lock = FileLock(lock_path(self.folder, self._other_stream))
+        if not lock.acquire(wait_s=_WAIT_FOR_LOCK_S):
+            raise BlockingIOError(errno.EAGAIN, "another process holds the lock", str(lock.path))
+        return self._other_stream, lock
+
+    def _open_segment(self, stream: str, segment: int) -> None:
+        """Open a stream's last segment, or its first one."""
+        fd = os.open(segment_path(self.folder, stream, segment), _APPENDING, 0o644)
         try:
             size = os.fstat(fd).st_size
-            header = encode_line(Header(FORMAT_VERSION, self.run, time.time_ns(), rank, self._environment()))
+            header = self._header_line()
             if size and os.pread(fd, 1, size - 1) != b"\n":
                 header = b"\n" + header
             if os.write(fd, header) != len(header):
                 os.ftruncate(fd, size)
-                raise OSError("no space for the header line")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
         except BaseException:
             os.close(fd)
             raise
-        if self._open_fd >= 0:
-            os.close(self._open_fd)
-        self.stream, self.segment = stream, segment
-        self._open_fd = self._fd = fd
-        self._size = size + len(header)
+        self._torn = False
+        self._write_to(fd, stream, segment, size + len(header))
 
-    def _roll(self) -> None:
-        """Begin the next segment; if that fails the current one goes on and the next append tries again."""
-        if self.stream is None:
+    def _begin_next_segment(self) -> None:
+        """Begin the next segment; if that fails the current one goes on for a while.
+
+        The new file gets its name when its header is in it: a reader that sees it takes the one before as finished, so
+        nothing may be written to that any more.
+        """
+        stream = self.stream
+        assert stream is not None
+        segment = max([self.segment, *list_segments(self.folder).get(stream, [])]) + 1
+        path = segment_path(self.folder, stream, segment)
+        try:
+            header = self._header_line()
+            fd = self._write_new(path, lambda fd: _write_all(fd, header))
+        except OSError:
+            self._roll_above = self._size + self._segment_bytes // 16 + 1
             return
-        with contextlib.suppress(OSError):
-            self._open_segment(self.stream, self.segment + 1, self.rank)
+        self._write_to(fd, stream, segment, len(header))
+
+    def _write_new(self, path: Path, write: Callable[[int], object]) -> int:
+        """Make a file that has its content when it gets its name; returns its descriptor."""
+        partial = path.with_name(f".{path.name}.part")
+        fd = os.open(partial, _APPENDING | os.O_TRUNC, 0o644)
+        try:
+            write(fd)
+            partial.rename(path)
+        except BaseException:
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
+        return fd
+
+    def _write_to(self, fd: int, stream: str, segment: int, size: int) -> None:
+        """Append to this descriptor from now on."""
+        old = self._open_fd
+        self.stream, self.segment, self._size = stream, segment, size
+        self._roll_above = self._segment_bytes
+        self._open_fd = fd
+        if old >= 0:
+            os.close(old)
+        keeper.keep(self, fd, self.folder)
+
+    def _header_line(self) -> bytes:
+        if self._told_environment is None:
+            try:
+                self._told_environment = self._environment()
+            except Exception as error:  # noqa: BLE001 - it is for a person only
+                self._told_environment = {"unreadable": f"{type(error).__name__}: {error}"}
+        header = Header(FORMAT_VERSION, self.run, time.time_ns(), self._header_rank, self._told_environment)
+        try:
+            line = encode_line(header)
+        except Exception:  # noqa: BLE001 - a value that JSON does not take
+            options = {key: str(value) for key, value in self.run.options.items()}
+            run = msgspec.structs.replace(self.run, options=options)
+            line = encode_line(msgspec.structs.replace(header, run=run, environment={}))
+        return line if len(line) <= MAX_LINE_BYTES else encode_line(msgspec.structs.replace(header, environment={}))
+
+    def _check_descriptor(self) -> None:
+        """Forget a descriptor that somebody else has closed, such as a library that closes all on becoming a daemon."""
+        try:
+            os.fstat(self._open_fd)
+        except OSError:
+            self._open_fd = -1
+            if self._writer_lock is not None:
+                self._writer_lock.forget()
+                self._writer_lock = None
 
     def _still_there(self) -> bool:
-        if self.stream is None:
-            return False
-        try:
-            there = segment_path(self.folder, self.stream, self.segment).stat()
-        except OSError:
-            return False
+        """Whether the open file still has a name; one that was moved is written on where it is now."""
+        assert self.stream is not None
         mine = os.fstat(self._open_fd)
+        if mine.st_nlink > 0:
+            return True
+        try:  # some network file systems count no links
+            there = segment_path(self.folder, self.stream, self.segment).stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return False
         return (there.st_ino, there.st_dev) == (mine.st_ino, mine.st_dev)
 
     def _remake_deleted_file(self) -> None:
         """Somebody deleted the folder under a live run: write the open, nameless file's content to a new one."""
         assert self.stream is not None
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(lock_path(self.folder, self.stream))
-        lock.acquire(wait_s=0.3)
-        old = self._open_fd
-        new = os.open(
-            segment_path(self.folder, self.stream, self.segment),
-            os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,
-            0o644,
-        )
-        offset = 0
+        stream, lock, segment, old = self.stream, self._writer_lock, self.segment, self._open_fd
+        if lock is None or not lock.still_there():
+            lock = self._take_stream(stream)
+            if lock is None:
+                stream, lock = self._take_other_stream(stream)
+        if segment_path(self.folder, stream, segment).exists():  # put back by somebody, or another process's by now
+            segment = max(list_segments(self.folder).get(stream, [0])) + 1
         try:
-            while chunk := os.pread(old, 2**20, offset):
-                if os.write(new, chunk) != len(chunk):
-                    raise OSError("no space for the journal's own content")  # noqa: TRY301
-                offset += len(chunk)
+            fd = self._write_new(segment_path(self.folder, stream, segment), lambda fd: _copy(old, fd))
         except BaseException:
-            os.close(new)
-            with contextlib.suppress(OSError):
-                segment_path(self.folder, self.stream, self.segment).unlink()
-            lock.release()
+            if lock is not self._writer_lock:
+                lock.release()
             raise
-        os.close(old)
-        if self._writer_lock is not None:
+        self._write_to(fd, stream, segment, os.fstat(fd).st_size)
+        if self._writer_lock is not None and lock is not self._writer_lock:
             self._writer_lock.release()
         self._writer_lock = lock
-        self._open_fd = self._fd = new
-        self._size = offset
         self._notices.tell_once(
             ("remade", str(self.folder)),
             f"The journal folder {self.folder} was deleted while the run was writing to it; the current segment was "
@@ -436,11 +564,19 @@ class JournalWriter:
 
     def _mend_torn_line(self) -> None:
         """A write was cut short: take its part of a line back, or else end it, so that the next line stands alone."""
-        try:
-            os.ftruncate(self._fd, self._size)
-        except OSError:
-            os.write(self._fd, b"\n")
-            self._size = os.fstat(self._fd).st_size
+        size = end = os.fstat(self._open_fd).st_size
+        while end:
+            begin = max(0, end - 2**16)
+            newline = os.pread(self._open_fd, end - begin, begin).rfind(b"\n")
+            end = begin + newline + 1
+            if newline >= 0:
+                break
+        if end < size:
+            try:
+                os.ftruncate(self._open_fd, end)
+            except OSError:
+                os.write(self._open_fd, b"\n")
+        self._size = os.fstat(self._open_fd).st_size
         self._torn = False
 
     def _let_go(self) -> None:
@@ -448,6 +584,7 @@ class JournalWriter:
         if fd >= 0:
             with contextlib.suppress(OSError):
                 os.close(fd)
+            keeper.let_go(self, self.folder)
         if self._writer_lock is not None:
             self._writer_lock.release()
             self._writer_lock = None
@@ -456,8 +593,8 @@ class JournalWriter:
         self.dropped[reason] = self.dropped.get(reason, 0) + count
         self._notices.tell_once(("dropped", reason, str(self.folder)), f"{message} Training goes on.")
 
-    def _tell_refusal(self, error: OSError | None) -> None:
-        cause = error.strerror or str(error) if error is not None else "the write was cut short"
+    def _tell_refusal(self, error: Exception | None) -> None:
+        cause = getattr(error, "strerror", None) or str(error or "the write was cut short")
         self._notices.tell_once(
             ("refused", cause, str(self.folder)),
             f"The journal in {self.folder} cannot be written ({cause}). Training goes on; the newest "
@@ -477,25 +614,40 @@ class JournalWriter:
         self._buffered_bytes = 0
         self._torn = self._recovering = False
         self._retry_at = -math.inf
+        self._told_environment = None
+        self._other_stream = None
         self.recorded = 0
         self.dropped = {}
         self.stream = None
         self.segment = self._size = 0
 
 
-def _plain_step(step: Any) -> int | float | None:
-    """A step as JSON takes it: numpy integers, 0-d tensors and numeric strings become plain numbers."""
-    if hasattr(step, "item"):
-        step = step.item()
-    if isinstance(step, int | float):
-        return step if math.isfinite(step) else None
-    number = float(step)
-    return int(number) if number.is_integer() else number
+def _number(step: Any) -> int | float | None:
+    with contextlib.suppress(Exception):  # whatever a foreign object's own conversion raises
+        plain = step.item() if hasattr(step, "item") else step
+        if isinstance(plain, int) and abs(plain) < 2**63:
+            return int(plain)
+        number = float(plain)
+        if math.isfinite(number):
+            return number if isinstance(plain, float | int) or not number.is_integer() else int(number)
+    return None
+
+
+def _write_all(fd: int, content: bytes) -> None:
+    if os.write(fd, content) != len(content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _copy(source: int, target: int) -> None:
+    offset = 0
+    while chunk := os.pread(source, 2**20, offset):
+        _write_all(target, chunk)
+        offset += len(chunk)
 
 
 def _start_over_in_child() -> None:
     for writer in list(_all_writers):
-        writer._start_over_in_child()  # noqa: SLF001 - same module
+        writer._start_over_in_child()
 
 
 os.register_at_fork(after_in_child=_start_over_in_child)

@@ -49,8 +49,7 @@ class CheckpointScanner:
         scores: dict[str, Any] = {}
         if path := getattr(callback, "last_model_path", ""):
             scores[path] = getattr(callback, "current_score", None)
-        for path, score in (getattr(callback, "best_k_models", None) or {}).items():
-            scores[path] = score
+        scores.update(getattr(callback, "best_k_models", None) or {})
         if path := getattr(callback, "best_model_path", ""):
             scores[path] = getattr(callback, "best_model_score", None)
         found = []
@@ -69,7 +68,9 @@ class CheckpointScanner:
                 metadata={
                     "score": None if score is None else as_number(score),
                     "original_filename": Path(path).name,
-                    "Checkpoint": {key: _plain(getattr(callback, key)) for key in _TOLD_OF_CALLBACK if hasattr(callback, key)},
+                    "Checkpoint": {
+                        key: _plain(getattr(callback, key)) for key in _TOLD_OF_CALLBACK if hasattr(callback, key)
+                    },
                 },
             )
 

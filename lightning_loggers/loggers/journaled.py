@@ -5,6 +5,8 @@ A logger class on top of this names its adapter and turns its constructor's argu
 
 import atexit
 import contextlib
+import copy
+import enum
 import os
 import sys
 import time
@@ -13,17 +15,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from typing_extensions import override
 
 from lightning_loggers.adapters.base import unknown_option
 from lightning_loggers.adapters.registry import adapter_class, require_sdk
+from lightning_loggers.aggregation import AggFunc
 from lightning_loggers.base import DummyExperiment, LightningLoggerBase, rank_zero_experiment
 from lightning_loggers.delivery.hosts import DELIVERY_MODES, Host, Job, make_host
 from lightning_loggers.delivery.state import TrackerState
 from lightning_loggers.delivery.worker import pending_of
 from lightning_loggers.errors import ConfigurationError, TrackerUnavailableError
 from lightning_loggers.journal.layout import journal_dir
-from lightning_loggers.journal.reader import Position
 from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.loggers import environment, versions
 from lightning_loggers.loggers.checkpoints import CheckpointScanner
@@ -33,7 +36,7 @@ from lightning_loggers.notices import Notices
 from lightning_loggers.notices import logger as log
 from lightning_loggers.progress import delivery_bar
 from lightning_loggers.ranks import current_rank
-from lightning_loggers.records import Kind, Record, RunSpec, RunStatus, split_nonfinite
+from lightning_loggers.records import Blob, Kind, Record, RunSpec, RunStatus, split_nonfinite
 from lightning_loggers.secrets import has_secret, strip_uri
 from lightning_loggers.values.metrics import normalise
 from lightning_loggers.values.params import flatten
@@ -52,7 +55,7 @@ class JournaledLogger(LightningLoggerBase):
         options: The adapter's options; URIs in them may carry secrets, which do not reach the journal.
         version: The run's folder below ``name``; an existing one is continued. By default a new one.
         prefix: Put before every metric key, with ``LOGGER_JOIN_CHAR`` between.
-        log_model: Which checkpoints are kept at the tracker: ``"all"`` as they are written, ``True`` at the end, or none.
+        log_model: Which checkpoints the tracker keeps: ``"all"`` as they are written, ``True`` at the end, or none.
         delivery: ``"thread"``, ``"process"`` (outlives a killed trainer) or ``"offline"`` (journal only).
         finalize_timeout_s: Longest wait for delivery at the end of a run, seconds.
         deliver_leftovers: Whether runs of dead processes in ``save_dir`` are delivered in the background.
@@ -84,15 +87,16 @@ class JournaledLogger(LightningLoggerBase):
         delivery: str = "thread",
         finalize_timeout_s: float = DEFAULT_FINALIZE_TIMEOUT_S,
         deliver_leftovers: bool = True,
-        **aggregation: Any,
+        agg_key_funcs: Mapping[str, Any] | None = None,
+        agg_default_func: AggFunc = np.mean,
     ) -> None:
-        super().__init__(**aggregation)
+        super().__init__(agg_key_funcs, agg_default_func)
         if delivery not in DELIVERY_MODES:
             raise unknown_option("delivery", delivery, DELIVERY_MODES)
         if log_model not in (True, False, "all"):
             raise unknown_option("log_model", log_model, ("all", True, False))  # type: ignore[arg-type]
         if not isinstance(finalize_timeout_s, int | float) or not finalize_timeout_s >= 0:
-            raise ConfigurationError(f"finalize_timeout_s={finalize_timeout_s!r} must be a number of seconds, 0 or more.")
+            raise ConfigurationError(f"finalize_timeout_s={finalize_timeout_s!r} must be seconds, 0 or more.")
         if version is not None and versions.folder_name(str(version)) != str(version):
             raise ConfigurationError(f"version={version!r} must be a plain folder name.")
         if delivery != "offline":
@@ -101,6 +105,7 @@ class JournaledLogger(LightningLoggerBase):
         _check_writable(Path(save_dir))
         self._name = str(name)
         self._save_dir = os.fspath(save_dir)
+        self._root = Path(save_dir).absolute()  # stays where it is when the program changes its working directory
         self._version = None if version is None else str(version)
         self._options = dict(options)
         self._prefix = f"{prefix}{self.LOGGER_JOIN_CHAR}" if prefix else ""
@@ -172,7 +177,7 @@ class JournaledLogger(LightningLoggerBase):
             )
             job = Job(
                 run_dir=self._run_dir,
-                save_dir=Path(self._save_dir),
+                save_dir=self._root,
                 tracker=self.tracker,
                 options=self._options,
                 destination=adapter_class(self.tracker).destination(self._options),
@@ -207,8 +212,7 @@ class JournaledLogger(LightningLoggerBase):
         """Record hyperparameters.
 
         Args:
-            params: A mapping (OmegaConf's too), ``Namespace`` or dataclass, nested as it may be; nested names are joined
-                by ``/``.
+            params: A mapping (OmegaConf's too), ``Namespace`` or dataclass; nested names are joined by ``/``.
             args: Ignored.
             kwargs: Ignored.
         """
@@ -267,13 +271,24 @@ class JournaledLogger(LightningLoggerBase):
                 writer.dropped["no such file"] = writer.dropped.get("no such file", 0) + 1
                 return
             if source.is_dir():
-                blobs = list(writer.blobs.link_tree(source))
                 artifact_path = "/".join(part for part in (artifact_path, source.resolve().name) if part)
-            else:
-                blobs = [writer.blobs.link_file(source)]
+            try:
+                blobs = self._keep(writer, source)
+            except OSError as error:
+                self._notices.tell_once(
+                    ("unreadable", str(source)),
+                    f"log_artifact: {source} could not be kept ({error}); nothing of it was. Training goes on.",
+                )
+                writer.dropped["unreadable file"] = writer.dropped.get("unreadable file", 0) + 1
+                return
             self._record(Kind.ARTIFACT, id=artifact_path, blobs=blobs)
         except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
             self._swallow("log_artifact", error)
+
+    @staticmethod
+    def _keep(writer: JournalWriter, source: Path) -> list[Blob]:
+        """Keep a file, or every file of a folder, beside the journal."""
+        return list(writer.blobs.link_tree(source)) if source.is_dir() else [writer.blobs.link_file(source)]
 
     @override
     def log_graph(self, model: Any, input_array: Any = None) -> None:
@@ -301,10 +316,15 @@ class JournaledLogger(LightningLoggerBase):
         if writer is None:
             return
         for found in self._scanner.scan(callback):
-            if found.path.is_dir():
-                blobs = list(writer.blobs.link_tree(found.path))
-            else:
-                blobs = [writer.blobs.link_file(found.path)]
+            try:
+                blobs = self._keep(writer, found.path)
+            except OSError as error:
+                self._notices.tell_once(
+                    ("checkpoint", str(found.path)),
+                    f"The checkpoint {found.path} could not be kept for {self.tracker} ({error}). Training goes on.",
+                )
+                writer.dropped["unreadable file"] = writer.dropped.get("unreadable file", 0) + 1
+                continue
             self._record(
                 Kind.CHECKPOINT,
                 id=found.path.stem,
@@ -326,11 +346,12 @@ class JournaledLogger(LightningLoggerBase):
         """
         try:
             super().finalize(status)
-            if self._writer is None and not self._checkpoint_callback:
+            if self._writer is None and self._checkpoint_callback is None:
                 return
             if self._checkpoint_callback is not None:
                 callback, self._checkpoint_callback = self._checkpoint_callback, None
-                self._keep_checkpoints(callback)
+                with contextlib.suppress(ReferenceError):  # a weak proxy: callback and Trainer are gone
+                    self._keep_checkpoints(callback)
             self._end(_run_status(status))
         except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
             self._swallow("finalize", error)
@@ -349,8 +370,8 @@ class JournaledLogger(LightningLoggerBase):
         if self._delivery == "offline":
             self._notices.tell_once(
                 ("offline", self.version),
-                f"{writer.recorded} records of this run are in {self.log_dir}. Deliver them from a machine that reaches "
-                f"the tracker: lightning-loggers sync {self._run_dir}",
+                f"{writer.recorded} records of this run are in {self.log_dir}. Deliver them from a machine that "
+                f"reaches the tracker: lightning-loggers sync {self._run_dir}",
                 level=20,
             )
             return
@@ -412,7 +433,7 @@ class JournaledLogger(LightningLoggerBase):
     def version(self) -> str:
         """The run's name within the experiment, made locally."""
         if self._version is None:
-            self._version = versions.new_version(Path(self._save_dir) / versions.folder_name(self._name))
+            self._version = versions.new_version(self._root / versions.folder_name(self._name))
         return self._version
 
     @property
@@ -435,7 +456,7 @@ class JournaledLogger(LightningLoggerBase):
 
     @property
     def _run_dir(self) -> Path:
-        return Path(self._save_dir) / versions.folder_name(self._name) / self.version
+        return self._root / versions.folder_name(self._name) / self.version
 
     @property
     def stats(self) -> Stats:
@@ -454,12 +475,16 @@ class JournaledLogger(LightningLoggerBase):
     def experiment(self) -> Any:
         """The SDK's own object, made when it is first used; a dummy on other ranks."""
         if self._proxy is None:
-            self._proxy = NativeProxy(self._native, f"{type(self).__name__}.experiment")
+            self._proxy = NativeProxy(self._native, self._native_class, f"{type(self).__name__}.experiment")
         return self._proxy
 
     def _native(self) -> Any:
         """Make the SDK's object for a user's own calls; runs on the first use of :attr:`experiment`."""
         return DummyExperiment()
+
+    def _native_class(self) -> type:
+        """The class of the SDK's object, for ``isinstance``; contacts nobody."""
+        return DummyExperiment
 
     def wait_for_run(self, timeout_s: float | None = None) -> TrackerState:
         """Wait until the tracker knows the run.
@@ -486,8 +511,8 @@ class JournaledLogger(LightningLoggerBase):
                 state = self._host.state()
         if state is None or state.remote.id is None:
             raise TrackerUnavailableError(
-                f"{adapter_class(self.tracker).destination(self._options)} did not answer within {timeout_s:g} s, so this "
-                f"run has no id there yet (delivery={self._delivery!r}). What was logged is kept in {self._run_dir}."
+                f"{adapter_class(self.tracker).destination(self._options)} did not answer within {timeout_s:g} s, so "
+                f"this run has no id there yet (delivery={self._delivery!r}). What was logged is in {self._run_dir}."
             )
         return state
 
@@ -504,6 +529,9 @@ class JournaledLogger(LightningLoggerBase):
         state["_version"] = self.version  # a copy logs to the same run
         for key in ("_writer", "_host", "_append", "_proxy", "_notices", "_trainer", "_checkpoint_callback"):
             state.pop(key, None)
+        state["_aggregator"] = copy.copy(self._aggregator)
+        if state["_aggregator"] is not None:
+            state["_aggregator"].held = []  # the original logs what it holds
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -544,8 +572,14 @@ def _check_writable(folder: Path) -> None:
         ConfigurationError: If the folder, or the nearest one above it that exists, cannot be written.
     """
     place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    try:
+        while not _exists(place) and place != place.parent:
+            place = place.parent
+    except (OSError, ValueError) as error:  # a name too long, a null character, a folder that may not be looked into
+        raise ConfigurationError(
+            f"save_dir={str(folder)[:200]!r} cannot be used ({error}), so no run can be kept there. Choose another "
+            "folder with save_dir=..."
+        ) from None
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         what = "is no folder" if not place.is_dir() else "cannot be written"
         raise ConfigurationError(
@@ -554,15 +588,30 @@ def _check_writable(folder: Path) -> None:
         )
 
 
+def _exists(place: Path) -> bool:
+    """As ``Path.exists``, which hides some errors and raises others, differently between versions of Python."""
+    try:
+        os.stat(place)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def _plain_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain_json(item) for item in value]
-    if value is None or isinstance(value, str | bool | int):
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__name__}.{value.name}"
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return str(value)  # of a subclass too, which the journal's encoder does not know
+    if isinstance(value, int):
+        return int(value) if -(2**63) <= value < 2**63 else str(int(value))
     if isinstance(value, float):
-        return value if value - value == 0 else str(value)
+        return float(value) if value - value == 0 else str(float(value))
     if hasattr(value, "tolist"):
         return _plain_json(value.tolist())
     return str(value)
@@ -570,12 +619,12 @@ def _plain_json(value: Any) -> Any:
 
 def _end_all() -> None:
     for live in list(_live):
-        live._end_at_exit()  # noqa: SLF001 - same module
+        live._end_at_exit()
 
 
 def _start_over_in_child() -> None:
     for live in list(_live):
-        live._start_over_in_child()  # noqa: SLF001 - same module
+        live._start_over_in_child()
     _live.clear()
 
 

@@ -1,13 +1,19 @@
 """MLFlowLogger: Lightning's constructor, our guarantees."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from typing_extensions import override
 
+from lightning_loggers.aggregation import AggFunc
 from lightning_loggers.errors import ConfigurationError
 from lightning_loggers.loggers.journaled import DEFAULT_FINALIZE_TIMEOUT_S, JournaledLogger
+from lightning_loggers.ranks import current_rank
+
+_SQLITE = "sqlite:///"
 
 
 class MLFlowLogger(JournaledLogger):
@@ -52,7 +58,7 @@ class MLFlowLogger(JournaledLogger):
 
     tracker: ClassVar[str] = "mlflow"
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - Lightning's own signature
         self,
         experiment_name: str = "lightning_logs",
         run_name: str | None = None,
@@ -69,14 +75,15 @@ class MLFlowLogger(JournaledLogger):
         delivery: Literal["thread", "process", "offline"] = "thread",
         finalize_timeout_s: float = DEFAULT_FINALIZE_TIMEOUT_S,
         deliver_leftovers: bool = True,
-        **aggregation: Any,
+        agg_key_funcs: Mapping[str, Any] | None = None,
+        agg_default_func: AggFunc = np.mean,
     ) -> None:
         if not experiment_name or not isinstance(experiment_name, str):
             raise ConfigurationError(f"experiment_name={experiment_name!r} must be a name, such as 'lightning_logs'.")
-        folder = Path(os.fspath(save_dir) if save_dir is not None else "./mlruns")
-        tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        folder = Path("./mlruns" if save_dir is None else save_dir)
+        tracking_uri = _absolute(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "")
         if not tracking_uri:
-            tracking_uri = f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+            tracking_uri = f"{_SQLITE}{folder.absolute() / 'mlflow.db'}"
             artifact_location = artifact_location or (folder.absolute() / "artifacts").as_uri()
         self.tags = tags
         self._synchronous = synchronous
@@ -97,25 +104,47 @@ class MLFlowLogger(JournaledLogger):
             delivery=delivery,
             finalize_timeout_s=finalize_timeout_s,
             deliver_leftovers=deliver_leftovers,
-            **aggregation,
+            agg_key_funcs=agg_key_funcs,
+            agg_default_func=agg_default_func,
         )
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id of the run. Waits for MLflow to give it, at most ``finalize_timeout_s``.
+        """MLflow's id of the run; ``None`` on ranks that do not log.
+
+        Waits for MLflow to give it, at most ``finalize_timeout_s``.
 
         Raises:
             TrackerUnavailableError: If MLflow did not answer in that time.
         """
+        if current_rank() != 0:
+            return None
         return self._options["run_id"] or self.wait_for_run().remote.id
 
     @property
     def experiment_id(self) -> str | None:
-        """MLflow's id of the experiment; waits as :attr:`run_id`."""
-        return self.wait_for_run().remote.parent
+        """MLflow's id of the experiment; waits, and is ``None``, as :attr:`run_id`."""
+        return None if current_rank() != 0 else self.wait_for_run().remote.parent
 
     @override
     def _native(self) -> Any:
+        self.wait_for_run()  # bounded; the SDK's own calls try for minutes where nobody answers
+        return self._native_class()(tracking_uri=self._options["tracking_uri"])
+
+    @override
+    def _native_class(self) -> type:
         from mlflow.tracking import MlflowClient
 
-        return MlflowClient(tracking_uri=self._options["tracking_uri"])
+        return MlflowClient  # type: ignore[no-any-return, unused-ignore]
+
+
+def _absolute(uri: str) -> str:
+    """A SQLite URI whose file stays where it is when the program, or who delivers, is in another working directory.
+
+    >>> _absolute("sqlite:////data/mlflow.db"), _absolute("http://host:5000")
+    ('sqlite:////data/mlflow.db', 'http://host:5000')
+    """
+    path, mark, query = uri.removeprefix(_SQLITE).partition("?")
+    if not uri.startswith(_SQLITE) or not path or path.startswith((":memory:", "file:")):
+        return uri
+    return f"{_SQLITE}{Path(path).absolute()}{mark}{query}"

@@ -8,17 +8,19 @@ class NativeProxy:
     """Stands for the SDK's object until something is asked of it.
 
     Lightning reads ``logger.experiment`` on every rank when it sets up, so reading it must neither wait nor fail. The
-    object behind it is made by its first use: an attribute, an index, ``isinstance``.
+    object behind it is made by its first use, an attribute or an index; ``isinstance`` only needs its class.
 
     Args:
         make: Makes the real object; may raise :class:`~lightning_loggers.errors.TrackerUnavailableError`.
+        kind: Tells its class without making it.
         label: For ``repr`` before that.
     """
 
-    __slots__ = ("__weakref__", "_label", "_make", "_native")
+    __slots__ = ("__weakref__", "_kind", "_label", "_make", "_native")
 
-    def __init__(self, make: Callable[[], Any], label: str) -> None:
+    def __init__(self, make: Callable[[], Any], kind: Callable[[], type], label: str) -> None:
         self._make = make
+        self._kind = kind
         self._label = label
         self._native: Any = None
 
@@ -38,10 +40,10 @@ class NativeProxy:
     def __setitem__(self, key: Any, value: Any) -> None:
         self._resolve()[key] = value
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         """The SDK's class, so that ``isinstance(logger.experiment, MlflowClient)`` holds."""
-        return type(self._resolve())
+        return self._kind() if self._native is None else type(self._native)
 
     def __repr__(self) -> str:
         return f"<{self._label}, made on first use>" if self._native is None else repr(self._native)

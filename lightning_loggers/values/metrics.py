@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from lightning_loggers.records import Kind, Record
@@ -9,7 +10,6 @@ from lightning_loggers.records import Kind, Record
 Tell = Callable[[Hashable, str], object]
 
 _MAX_DEPTH = 16
-_MAX_TEXT = 100_000
 
 
 def normalise(metrics: Mapping[Any, Any], tell: Tell) -> tuple[dict[str, Any], list[Record]]:
@@ -28,9 +28,11 @@ def normalise(metrics: Mapping[Any, Any], tell: Tell) -> tuple[dict[str, Any], l
     anything else                a ``text`` record of its ``str``
     ===========================  ==========================================================
 
+    Two names that become one keep both values, the second under ``name#2``.
+
     Args:
         metrics: Key to value, as given to ``log_metrics``.
-        tell: Called with a cause and a message for everything that is not kept as a number.
+        tell: Called with a cause and a message for everything that is not kept as a number under its own name.
 
     Returns:
         The numbers, and records (time and step still to be set) for the rest.
@@ -40,44 +42,69 @@ def normalise(metrics: Mapping[Any, Any], tell: Tell) -> tuple[dict[str, Any], l
     ({'loss': 0.5, 'n': 3.0}, [Record(time_ns=0, kind='text', step=None, data=None, nonfinite=None, id='note', \
 value='good', blobs=None, meta=None, epoch=None, phase=None, rank=None)])
     """
-    numbers: dict[str, Any] = {}
-    others: list[Record] = []
-    _collect("", metrics, numbers, others, tell, 0)
-    return numbers, others
+    split = _Split({}, [], tell)
+    split.collect("", metrics, (id(metrics),))
+    return split.numbers, split.others
 
 
-def _collect(
-    prefix: str, metrics: Mapping[Any, Any], numbers: dict[str, Any], others: list[Record], tell: Tell, depth: int
-) -> None:
-    for raw_key, value in metrics.items():
-        key = f"{prefix}{raw_key}"
-        number = as_number(value)
-        if number is not None:
-            numbers[key] = number
-        elif value is None:
-            tell(("none", key), f"Metric {key!r} was None and is left out: a metric is a number.")
-        elif isinstance(value, Mapping) and depth < _MAX_DEPTH:
-            _collect(f"{key}/", value, numbers, others, tell, depth + 1)
-        elif isinstance(value, str):
-            others.append(Record(0, Kind.TEXT.value, id=key, value=value))
-            tell(
+@dataclass(slots=True)
+class _Split:
+    numbers: dict[str, Any]
+    others: list[Record]
+    tell: Tell
+
+    def collect(self, prefix: str, metrics: Mapping[Any, Any], parents: tuple[int, ...]) -> None:
+        for raw_key, value in list(metrics.items()):
+            key = prefix + safe_str(raw_key)
+            number = as_number(value)
+            if number is None:
+                self.collect_other(key, value, parents)
+            else:
+                self.add(key, number)
+
+    def add(self, key: str, number: float) -> None:
+        name = free_name(key, self.numbers)
+        if name != key:
+            self.tell(("twice", key), f"Two metrics of one call are named {key!r}: the second is kept as {name!r}.")
+        self.numbers[name] = number
+
+    def collect_other(self, key: str, value: Any, parents: tuple[int, ...]) -> None:
+        if value is None:
+            self.tell(("none", key), f"Metric {key!r} was None and is left out: a metric is a number.")
+        elif is_mapping(value) and len(parents) <= _MAX_DEPTH and id(value) not in parents:
+            inner = _Split({}, [], self.tell)
+            try:
+                inner.collect(f"{key}/", value, (*parents, id(value)))
+            except Exception:  # noqa: BLE001 - a foreign mapping that cannot be gone over is kept as its text
+                self.keep_text(key, value)
+            else:
+                for name, number in inner.numbers.items():
+                    self.add(name, number)
+                self.others.extend(inner.others)
+        elif issubclass(type(value), str):
+            text = safe_str(value)
+            self.others.append(Record(0, Kind.TEXT.value, id=key, value=text))
+            self.tell(
                 ("text", key),
-                f"Metric {key!r} was a string ({_short(value)}), no number: it is kept as text under the same name. "
+                f"Metric {key!r} was a string ({_short(text)}), no number: it is kept as text under the same name. "
                 f"Use `logger.log_text({key!r}, ...)` for text.",
             )
         elif (listed := _as_list(value)) is not None:
-            others.append(Record(0, Kind.DICT.value, id=key, value=listed))
-            tell(
+            self.others.append(Record(0, Kind.DICT.value, id=key, value=listed))
+            self.tell(
                 ("array", key),
-                f"Metric {key!r} had several elements (shape {tuple(getattr(value, 'shape', ()))}), a metric has one: "
-                "it is kept whole as a JSON list under the same name. Reduce it first, for example with `.mean()`.",
+                f"Metric {key!r} had several elements (shape {_shape(value)}), a metric has one: it is kept whole as a "
+                "JSON list under the same name. Reduce it first, for example with `.mean()`.",
             )
         else:
-            others.append(Record(0, Kind.TEXT.value, id=key, value=_safe_str(value)[:_MAX_TEXT]))
-            tell(
-                ("other", key),
-                f"Metric {key!r} was a {type(value).__name__}, no number: its text is kept under the same name.",
-            )
+            self.keep_text(key, value)
+
+    def keep_text(self, key: str, value: Any) -> None:
+        self.others.append(Record(0, Kind.TEXT.value, id=key, value=safe_str(value)))
+        self.tell(
+            ("other", key),
+            f"Metric {key!r} was a {type(value).__name__}, no number: its text is kept under the same name.",
+        )
 
 
 def as_number(value: Any) -> int | float | None:
@@ -86,41 +113,82 @@ def as_number(value: Any) -> int | float | None:
     >>> as_number("1e-3"), as_number(True), as_number([1, 2]), as_number("n/a")
     (0.001, True, None, None)
     """
-    if type(value) in {float, int, bool}:
-        return _bounded(value)
+    kind = type(value)
+    if kind is float or kind is bool:
+        return value  # type: ignore[no-any-return]
     try:
+        if kind is int:
+            return _bounded(value)
         if isinstance(value, str):
             return float(value)
         if hasattr(value, "item"):
             if getattr(value, "size", 1) not in {0, 1} and not callable(value.size):
                 return None
-            plain = value.item()  # raises for several elements
-            return _bounded(plain) if isinstance(plain, int | float) else None
-        if isinstance(value, int | float) or hasattr(type(value), "__float__"):
-            return _bounded(int(value) if isinstance(value, int) else float(value))
+            return _plain(value.item())  # raises for several elements
+        return _plain(value)
     except Exception:  # noqa: BLE001 - a foreign object's own conversion may raise anything; then it is no number
         return None
+
+
+def _plain(value: Any) -> int | float | None:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return _bounded(int(value))
+    if isinstance(value, float) or (hasattr(type(value), "__float__") and not isinstance(value, complex)):
+        return float(value)
     return None
 
 
-def _bounded(value: int | float) -> int | float:
+def _bounded(value: int) -> int | float:
     """Integers beyond 64 bits as floats: no tracker and few JSON readers take them."""
-    if type(value) is int and not -(2**63) <= value < 2**63:
-        try:
-            return float(value)
-        except OverflowError:
-            return math.inf if value > 0 else -math.inf
-    return value
+    if -(2**63) <= value < 2**63:
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def safe_str(value: Any) -> str:
+    """The text of any object, even one that cannot make it."""
+    try:
+        return str.__str__(value) if isinstance(value, str) else str(value)
+    except Exception:  # noqa: BLE001 - a foreign object's own __str__
+        return f"<{type(value).__name__}>"
+
+
+def is_mapping(value: Any) -> bool:
+    """Whether ``value`` is a mapping; an object that raises when asked for its class is none."""
+    try:
+        return isinstance(value, Mapping)
+    except Exception:  # noqa: BLE001 - a foreign object's own __class__
+        return False
+
+
+def free_name(name: str, taken: Mapping[str, Any]) -> str:
+    """``name``, with a number added if it is taken.
+
+    >>> free_name("a", {"a": 1, "a#2": 1})
+    'a#3'
+    """
+    if name not in taken:
+        return name
+    number = 2
+    while f"{name}#{number}" in taken:
+        number += 1
+    return f"{name}#{number}"
 
 
 def _as_list(value: Any) -> list[Any] | None:
-    if isinstance(value, list | tuple) and all(as_number(item) is not None for item in value):
-        return [_json_number(as_number(item)) for item in value]
     try:
+        if isinstance(value, list | tuple):
+            numbers = [as_number(item) for item in value]
+            return None if None in numbers else [_json_number(number) for number in numbers]
         listed = value.tolist()
+        return _json_list(listed) if isinstance(listed, list) else None
     except Exception:  # noqa: BLE001 - no array after all
         return None
-    return _json_list(listed) if isinstance(listed, list) else None
 
 
 def _json_list(value: Any) -> Any:
@@ -129,16 +197,16 @@ def _json_list(value: Any) -> Any:
 
 def _json_number(value: Any) -> Any:
     """JSON has no NaN: inside a list it is kept as its name."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if isinstance(value, int | float) else str(value)
+    if type(value) is float:
+        return value if math.isfinite(value) else str(value)
+    return value if type(value) is bool or (type(value) is int and abs(value) < 2**63) else safe_str(value)
 
 
-def _safe_str(value: Any) -> str:
+def _shape(value: Any) -> str:
     try:
-        return str(value)
-    except Exception:  # noqa: BLE001 - a foreign object's own __str__
-        return f"<{type(value).__name__}>"
+        return str(tuple(value.shape))
+    except Exception:  # noqa: BLE001 - a list, or a foreign object's own attribute
+        return f"({len(value)},)" if isinstance(value, list | tuple) else "unknown"
 
 
 def _short(text: str) -> str:
