@@ -1,5 +1,6 @@
 """Progress bars: shown to a person at a terminal or notebook, silent in pipes and CI."""
 
+import importlib.util
 import os
 import sys
 import time
@@ -20,7 +21,7 @@ def is_interactive() -> bool:
     if os.environ.get("CI"):
         return False
     if "ipykernel" in sys.modules:
-        return True
+        return importlib.util.find_spec("ipywidgets") is not None  # which rich needs there
     try:
         return sys.stderr.isatty()
     except (AttributeError, ValueError):

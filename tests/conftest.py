@@ -1,4 +1,4 @@
-"""Shared fixtures: a real MLflow server for the run, stores that are ready at once, and nothing swallowed in silence."""
+"""Shared fixtures: a real MLflow server for the run, stores ready at once, and nothing swallowed in silence."""
 
 import contextlib
 import fcntl
@@ -19,6 +19,7 @@ import pytest
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread of torch's crawls where tests share two cores
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 for _name in [name for name in os.environ if name.startswith("SLURM_")]:
     os.environ.pop(_name)
@@ -164,8 +165,6 @@ def own_mlflow_server(tmp_path: Path, mlflow_template: Path) -> Iterator[MLflowS
 @pytest.fixture(autouse=True)
 def nothing_swallowed(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test in which a logger swallowed an exception of its own: "never raises" must not hide defects."""
-    if "lightning_loggers.loggers.journaled" not in sys.modules:
-        import lightning_loggers.loggers.journaled
     from lightning_loggers.loggers.journaled import JournaledLogger
 
     swallowed: list[tuple[str, Exception]] = []

@@ -74,7 +74,7 @@ def demo(
         tally = _train(logger, epochs=epochs, seed=seed)
         trained_s = time.monotonic() - began
         console.show(_result(tally, epochs, trained_s))
-        if logger.stats.pending:  # finalize has told where the records are and what delivers them
+        if not _delivered(logger):  # finalize has told where the records are and what delivers them
             logger.close()
             console.show("There is nothing to read back yet: MLflow has not taken the run.")
             raise typer.Exit(1)
@@ -159,6 +159,7 @@ def _train(logger: "MLFlowLogger", *, epochs: int, seed: int) -> "Tally":
     from lightning.pytorch import Trainer, seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint
 
+    from lightning_loggers.demo.bar import TrainingBar
     from lightning_loggers.demo.confusion import ConfusionMatrix
     from lightning_loggers.demo.digits import DigitsData, DigitsNet
     from lightning_loggers.demo.tally import Tally
@@ -175,7 +176,7 @@ def _train(logger: "MLFlowLogger", *, epochs: int, seed: int) -> "Tally":
         devices=1,
         logger=[logger, tally],
         log_every_n_steps=1,
-        callbacks=[best, ConfusionMatrix(logger), *_progress_bar()],
+        callbacks=[best, ConfusionMatrix(logger), *([TrainingBar()] if is_interactive() else [])],
         default_root_dir=logger.save_dir,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
@@ -189,50 +190,17 @@ def _train(logger: "MLFlowLogger", *, epochs: int, seed: int) -> "Tally":
     return tally
 
 
-def _progress_bar() -> list[Any]:
-    """A bar for a person at a terminal; in pipes and CI none."""
-    if not is_interactive():
-        return []
-    from lightning.pytorch.callbacks import Callback
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    class Bar(Callback):
-        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-            self.bar = Progress(
-                TextColumn("Training"),
-                BarColumn(),
-                TextColumn(
-                    "{task.percentage:>3.0f} %  epoch {task.fields[epoch]}/{task.fields[epochs]}{task.fields[now]}"
-                ),
-                TimeElapsedColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self.task = self.bar.add_task("", total=None, epoch=1, epochs=trainer.max_epochs, now="")
-            self.bar.start()
-
-        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-            now = "".join(
-                f"  {name} {float(trainer.callback_metrics[key]):{style}}"
-                for name, key, style in (("loss", "train/loss", ".3f"), ("val accuracy", "val/accuracy", ".1%"))
-                if key in trainer.callback_metrics
-            )
-            self.bar.update(
-                self.task,
-                completed=trainer.global_step,
-                total=trainer.estimated_stepping_batches,
-                epoch=trainer.current_epoch + 1,
-                now=now,
-            )
-
-        def on_fit_end(self, *args: Any) -> None:
-            self.bar.stop()
-
-        def on_exception(self, *args: Any) -> None:
-            self.bar.stop()
-
-    return [Bar()]
+def _delivered(logger: "MLFlowLogger") -> bool:
+    """Whether MLflow has the whole run; waits on while it takes more of it, as a slow machine's does."""
+    stats = logger.stats
+    deadline = time.monotonic() + (_FINALIZE_TIMEOUT_S if stats.delivered else 0)
+    with _busy("Waiting for MLflow"):
+        while stats.pending and time.monotonic() < deadline:
+            time.sleep(0.1)
+            before, stats = stats, logger.stats
+            if stats.delivered > before.delivered:
+                deadline = time.monotonic() + _FINALIZE_TIMEOUT_S
+    return not stats.pending
 
 
 def _result(tally: "Tally", epochs: int, seconds: float) -> str:
@@ -256,6 +224,8 @@ def _read_back(mlflow: Any, uri: str, logger: "MLFlowLogger") -> "ReadRun":
 
 def _report(read: "ReadRun", tally: "Tally", uri: str) -> bool:
     """Show what MLflow has; returns whether that is what was logged."""
+    from lightning_loggers.demo.readback import compare
+
     rows, complete = compare(tally.points, read.metrics)
     console.show(f"\nRead back from MLflow: run {read.name}, {read.status}")
     tables.show_table(("metric", "logged", "read back", "first", "last", "lowest", "highest"), rows)
@@ -275,32 +245,6 @@ def _report(read: "ReadRun", tally: "Tally", uri: str) -> bool:
         console.show(f"\nSee it:\n  {mlflow} ui --backend-store-uri {shlex.quote(public)}")
         console.show(f"and open http://127.0.0.1:5000/#/experiments/{read.experiment_id}/runs/{read.run_id}")
     return complete
-
-
-def compare(
-    logged: Mapping[str, Sequence[tuple[int, float]]], read: Mapping[str, Sequence[tuple[int, float]]]
-) -> tuple[list[tuple[object, ...]], bool]:
-    """Compare what was logged with what was read back, metric by metric.
-
-    Args:
-        logged: Metric to its points, step and value.
-        read: The same, from the tracker.
-
-    Returns:
-        Rows for a table, and whether all points are equal.
-
-    >>> compare({"loss": [(0, 0.5), (1, 0.25)]}, {"loss": [(0, 0.5)]})
-    ([('loss', 2, 1, '0.5000', '0.5000', '0.5000', '0.5000')], False)
-    """
-    rows: list[tuple[object, ...]] = []
-    for key in sorted(logged.keys() | read.keys()):
-        points = read.get(key, ())
-        values = [value for _, value in points]
-        numbers = [values[0], values[-1], min(values), max(values)] if values else []
-        texts = [f"{number:.4f}" for number in numbers] or ["", "", "", ""]
-        rows.append((key, len(logged.get(key, ())), len(points), *texts))
-    complete = all(sorted(logged.get(key, ())) == sorted(read.get(key, ())) for key in logged.keys() | read.keys())
-    return rows, complete
 
 
 def _curve(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> None:

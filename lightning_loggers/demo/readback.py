@@ -1,5 +1,6 @@
 """Reading a run back through MLflow's own client."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,32 @@ def read_run(client: Any, run_id: str) -> ReadRun:
         artifacts=sorted(_files(client, run_id, None)),
         siblings=len(client.search_runs([run.info.experiment_id], max_results=1000)),
     )
+
+
+def compare(
+    logged: Mapping[str, Sequence[Point]], read: Mapping[str, Sequence[Point]]
+) -> tuple[list[tuple[object, ...]], bool]:
+    """Compare what was logged with what was read back, metric by metric.
+
+    Args:
+        logged: Metric to its points, step and value.
+        read: The same, from the tracker.
+
+    Returns:
+        Rows for a table, and whether all points are equal.
+
+    >>> compare({"loss": [(0, 0.5), (1, 0.25)]}, {"loss": [(0, 0.5)]})
+    ([('loss', 2, 1, '0.5000', '0.5000', '0.5000', '0.5000')], False)
+    """
+    rows: list[tuple[object, ...]] = []
+    for key in sorted(logged.keys() | read.keys()):
+        points = read.get(key, ())
+        values = [value for _, value in points]
+        numbers = [values[0], values[-1], min(values), max(values)] if values else []
+        texts = [f"{number:.4f}" for number in numbers] or ["", "", "", ""]
+        rows.append((key, len(logged.get(key, ())), len(points), *texts))
+    complete = all(sorted(logged.get(key, ())) == sorted(read.get(key, ())) for key in logged.keys() | read.keys())
+    return rows, complete
 
 
 def _files(client: Any, run_id: str, folder: str | None) -> list[str]:
