@@ -41,6 +41,10 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 30.0, what: s
         time.sleep(0.02)
 
 
+_left_to_others: list["subprocess.Popen[bytes]"] = []
+"""Servers that this worker started and another one may end: kept, so that nobody asks what became of them."""
+
+
 @dataclass
 class MLflowServer:
     """A real ``mlflow server`` process on loopback that a test may kill and start again."""
@@ -136,6 +140,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Pat
             shutil.copyfile(mlflow_template, server.folder / "server.db")
             server.start()
             assert server.process is not None
+            _left_to_others.append(server.process)
             note.write_text(f"{server.uri} {server.process.pid}")
         uri, pid = note.read_text().split()
         users.write_text(str(int(users.read_text()) + 1 if users.exists() else 1))

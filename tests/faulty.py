@@ -16,8 +16,8 @@ class FaultyProxy:
 
     Args:
         target_port: Port of the real server on loopback; 0 for none.
-        fault: Called per request; returns ``""`` (forward), ``"hang"``, ``"slow"``, ``"reset"``, ``"lost"`` (forwarded, but
-            the answer is lost), or an HTTP status such as ``"503"``.
+        fault: Called per request; returns ``""`` (forward), ``"hang"``, ``"slow"``, ``"reset"``, ``"lost"`` (forwarded,
+            but the answer is lost), or an HTTP status such as ``"503"``.
     """
 
     def __init__(self, target_port: int, fault: Callable[[], str]) -> None:

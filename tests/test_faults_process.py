@@ -118,7 +118,7 @@ def test_killed_trainer_is_closed_as_failed_by_its_delivery_process(mlflow_sqlit
 
 
 def test_killed_trainer_is_closed_as_failed_by_sync(mlflow_sqlite: str, tmp_path: Path) -> None:
-    """A run whose trainer and delivery thread were SIGKILLed is delivered and closed as failed by whoever comes next."""
+    """A run whose trainer was SIGKILLed is delivered and closed as failed by whoever comes next."""
     job = start("trained", "kill", 30, experiment_name="e", tracking_uri=mlflow_sqlite, save_dir=tmp_path / "runs")
     finish(job)
     run_dir = only_dir(tmp_path / "runs")
@@ -177,7 +177,8 @@ def test_delivery_killed_at_random_moments(mlflow_sqlite: str, tmp_path: Path, t
     run_dir = only_dir(tmp_path / "runs")
     order = {
         "run_dir": str(run_dir), "save_dir": str(tmp_path / "runs"), "tracker": "mlflow",
-        "options": {"tracking_uri": mlflow_sqlite}, "destination": mlflow_sqlite, "deliver_leftovers": False, "linger_s": 60,
+        "options": {"tracking_uri": mlflow_sqlite}, "destination": mlflow_sqlite, "deliver_leftovers": False,
+        "linger_s": 60,
     }  # fmt: skip
     rng = random.Random(times)
     state = run_dir / "journal" / "mlflow.state.json"
@@ -219,7 +220,8 @@ def test_requeued_slurm_job_continues_its_run(mlflow_sqlite: str, tmp_path: Path
     scontrol.write_text("#!/bin/sh\nexit 0\n")
     scontrol.chmod(scontrol.stat().st_mode | stat.S_IEXEC)
     slurm = {
-        "PATH": f"{scontrol.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711", "SLURM_NTASKS": "1", "SLURM_PROCID": "0",
+        "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "4711", "SLURM_NTASKS": "1", "SLURM_PROCID": "0",
         "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NAME": "train", "SLURM_NTASKS_PER_NODE": "1",
         "SLURM_NODELIST": "localhost",
     }  # fmt: skip

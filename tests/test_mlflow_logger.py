@@ -115,7 +115,7 @@ def trainer(logger: Any, *, callbacks: list[Any] | None = None, max_epochs: int 
 
 
 def test_the_constructor_is_lightnings_with_keyword_only_additions() -> None:
-    """Names, order, kinds and defaults up to ``synchronous`` are those of Lightning's logger; all else is keyword-only."""
+    """Names, order, kinds and defaults up to ``synchronous`` are those of Lightning's logger; more is keyword-only."""
     theirs = dict(inspect.signature(TheirMLFlowLogger).parameters)
     ours = dict(inspect.signature(MLFlowLogger).parameters)
     names = list(theirs)
@@ -237,7 +237,7 @@ def test_run_name_tags_and_artifact_location_reach_mlflow(mlflow_sqlite: str, tm
 def test_arguments_that_cannot_work_are_refused_in_one_sentence(
     arguments: dict[str, Any], words: list[str], tmp_path: Path
 ) -> None:
-    """A bad argument is a ``ConfigurationError`` that names value and cure, holds no secret, and leaves nothing behind."""
+    """A bad argument is a ``ConfigurationError`` that names value and cure, holds no secret and makes nothing."""
     (tmp_path / "a file").write_text("")
     before = tree(tmp_path)
     with pytest.raises(ConfigurationError) as caught:
@@ -282,7 +282,7 @@ print(offline.stats.recorded)
 
 
 def test_a_secret_in_the_address_stays_out_of_the_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """User, password and token of a URI are in no file of the run and in no message, though the server never answers."""
+    """User, password and token of a URI are in no file of the run and no message, though no server answers."""
     uri = f"http://ann:s3cr3t-pw@127.0.0.1:{free_port()}/mlflow?token=t0ken-value"
     logger = MLFlowLogger("secret", tracking_uri=uri, save_dir=tmp_path / "runs", finalize_timeout_s=0.5)
     with caplog.at_level(logging.DEBUG, "lightning_loggers"):
@@ -330,7 +330,7 @@ def test_checkpoints_lie_in_the_runs_folder(mlflow_sqlite: str, tmp_path: Path, 
 
 
 def test_experiment_is_the_client_of_the_runs_store(mlflow_sqlite: str, tmp_path: Path, experiment: str) -> None:
-    """``experiment`` is an ``MlflowClient`` on the run's store whose first use makes the run, as in Lightning's logger."""
+    """``experiment`` is an ``MlflowClient`` on the run's store whose use makes the run, as in Lightning's logger."""
     logger = MLFlowLogger(experiment, tracking_uri=mlflow_sqlite, save_dir=tmp_path / "runs")
     assert logger.run_id is not None
     logger.experiment.log_metric(logger.run_id, "by_hand", 1.0)
@@ -412,7 +412,7 @@ def test_two_loggers_in_one_trainer_are_two_runs(mlflow_sqlite: str, tmp_path: P
 
 
 def test_fit_then_test_is_one_finished_run(mlflow_server: str, tmp_path: Path, experiment: str) -> None:
-    """``fit``, ``validate`` and ``test`` of one Trainer are one run, FINISHED, with the hyperparameters of the model."""
+    """``fit``, ``validate`` and ``test`` of one Trainer are one run, FINISHED, with the model's hyperparameters."""
     logger = MLFlowLogger(experiment, tracking_uri=mlflow_server, save_dir=tmp_path / "runs")
     model, runner = Regression(), trainer(logger, max_epochs=2)
     runner.fit(model, data(), data(1))
@@ -503,7 +503,7 @@ def test_checkpoints_are_laid_out_as_lightnings_logger_does(
 def test_a_checkpoint_deleted_by_the_callback_is_still_delivered(
     mlflow_server: str, tmp_path: Path, experiment: str
 ) -> None:
-    """With ``log_model="all"`` every checkpoint reaches the server and loads, although only the best is left on disk."""
+    """With ``log_model="all"`` every checkpoint reaches the server and loads, though only the best is left on disk."""
     logger = MLFlowLogger(
         experiment, tracking_uri=mlflow_server, save_dir=tmp_path / "runs", log_model="all", delivery="offline"
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 import json
 import logging
 import math
@@ -12,6 +13,7 @@ import time
 import uuid
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +225,8 @@ def test_a_fit_logs_to_mlflow_what_a_recorder_beside_it_sees(store: str, experim
     assert sum(math.isnan(value) for _, value, _ in got["train/nan_at_3"]) == 3
 
 
-def test_the_same_value_twice_in_a_step_is_shown_once_per_call(store: str, experiment: str, tmp_path: Path) -> None:
-    """Two calls with the same step and value are two points, each at its call's time (and one if that is the same ms)."""
+def test_the_same_value_twice_in_a_step_is_two_points(store: str, experiment: str, tmp_path: Path) -> None:
+    """Two calls with the same step and value are two points, each at the time of its call."""
     logger = MLFlowLogger(experiment, tracking_uri=store, save_dir=tmp_path / "runs")
     logger.log_metrics({"loss": 0.5}, 7)
     first = time.time_ns() // 1_000_000
@@ -304,7 +306,7 @@ def test_every_key_is_fitted_to_a_name_that_mlflow_takes(key: str) -> None:
     except Exception:
         assert name != key
     else:
-        assert name == key or len(key) > 250
+        assert name == key or len(key) > 250 or key.endswith("\n")  # MLflow's check overlooks a newline at the end
 
 
 @settings(max_examples=200, deadline=None)
@@ -342,7 +344,7 @@ class LogsBadly(Regression):
 def test_training_goes_on_with_bad_metrics_and_keeps_what_can_be_kept(
     store: str, experiment: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Metrics that are none and keys that MLflow refuses end no training, are kept under fitted names, told once each."""
+    """Metrics that are none and keys that MLflow refuses end no training, are kept under fitted names, told once."""
     logger = MLFlowLogger(experiment, tracking_uri=store, save_dir=tmp_path / "runs")
     fit = trainer(logger)
     with caplog.at_level(logging.INFO, "lightning_loggers"):
@@ -444,7 +446,7 @@ def test_hyperparameters_beyond_every_limit_are_kept_whole(store: str, experimen
 def test_a_param_that_changes_is_rejected_alone(
     store: str, experiment: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A changed value, which MLflow refuses, is told and kept in ``rejected.jsonl``; all beside and after it arrives."""
+    """A changed value, which MLflow refuses, is told and kept in ``rejected.jsonl``; all beside and after it comes."""
     logger = MLFlowLogger(experiment, tracking_uri=store, save_dir=tmp_path / "runs")
     logger.log_hyperparams({"lr": 0.1, "width": 64})
     logger.log_metrics({"loss": 1.0}, 0)
@@ -596,6 +598,21 @@ def test_a_run_deleted_by_mistake_loses_nothing_once_restored(
     assert [value for _, value, _ in history(client, run_id)["loss"]] == [1.0, 2.0]
 
 
+def in_threads(calls: list[Callable[[], object]]) -> None:
+    """Run calls at once, each in a thread of its own."""
+    together = threading.Barrier(len(calls))
+
+    def run(call: Callable[[], object]) -> None:
+        together.wait()
+        call()
+
+    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_metrics_of_several_threads_all_arrive(mlflow_sqlite: str, experiment: str, tmp_path: Path) -> None:
     """Four threads that log at once lose no point and mix no lines."""
     logger = MLFlowLogger(experiment, tracking_uri=mlflow_sqlite, save_dir=tmp_path / "runs")
@@ -604,13 +621,26 @@ def test_metrics_of_several_threads_all_arrive(mlflow_sqlite: str, experiment: s
         for step in range(250):
             logger.log_metrics({f"thread{thread}": float(step)}, step)
 
-    threads = [threading.Thread(target=log, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads([functools.partial(log, number) for number in range(4)])
     got = history(finished(logger), str(logger.run_id))
     expected = [(step, float(step)) for step in range(250)]
     assert {key: [(step, value) for step, value, _ in points] for key, points in got.items()} == {
         f"thread{number}": expected for number in range(4)
     }
+
+
+def test_of_threads_that_log_first_one_begins_the_run(tmp_path: Path) -> None:
+    """However threads are switched, eight that log first in a run agree on its version and write one stream."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for attempt in range(40):
+            logger = MLFlowLogger(f"first{attempt}", save_dir=tmp_path / "runs", delivery="offline")
+            in_threads([functools.partial(logger.log_metrics, {"n": float(n)}, n) for n in range(8)])
+            logger.close()
+            files = [path.name for path in (tmp_path / "runs" / f"first{attempt}").glob("*/journal/*.jsonl")]
+            assert files == ["rank0.jsonl"]
+            records = [record.step for record in read(str(logger.log_dir)) if record.kind == "metric"]
+            assert sorted(step for step in records if step is not None) == list(range(8))
+    finally:
+        sys.setswitchinterval(usual)

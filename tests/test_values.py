@@ -201,7 +201,11 @@ def test_hostile_metrics_keep_the_good_ones() -> None:
         {"loss": 1.0, "bad": Hostile(), Hostile(): 2.0, "map": HostileMapping(a=1), "text": Text("abc"), "end": 3}
     )
     assert numbers == {"loss": 1.0, "<Hostile>": 2.0, "end": 3}
-    assert {(record.id, record.value) for record in others} == {("bad", "<Hostile>"), ("map", "{'a': 1}"), ("text", "abc")}
+    assert {(record.id, record.value) for record in others} == {
+        ("bad", "<Hostile>"),
+        ("map", "{'a': 1}"),
+        ("text", "abc"),
+    }
 
 
 SCALARS: Any = st.one_of(

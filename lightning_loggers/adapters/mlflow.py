@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import posixpath
@@ -194,7 +195,8 @@ class MLflowAdapter(Adapter):
             path = uri.removeprefix("sqlite:///").partition("?")[0]
             if os.path.dirname(path):
                 os.makedirs(os.path.dirname(path), exist_ok=True)
-        self._client = MlflowClient(tracking_uri=uri)
+        with _tables_made_quietly():
+            self._client = MlflowClient(tracking_uri=uri)
         store = self._client._tracking_client.store  # the documented plugin interface AbstractStore
         self._store = _bounded(store, self.context.acknowledged) if type(store) is RestStore else store
 
@@ -518,6 +520,20 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
             return
         yield error
         error = error.__cause__ or error.__context__
+
+
+@contextlib.contextmanager
+def _tables_made_quietly() -> Iterator[None]:
+    """MLflow tells a user at length how it makes the tables of a new database; warnings still come through."""
+    chatty = [logging.getLogger(name) for name in ("mlflow.store.db.utils", "alembic.runtime.migration")]
+    before = [logger.level for logger in chatty]
+    for logger in chatty:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(chatty, before, strict=True):
+            logger.setLevel(level)
 
 
 def _retry_after_s(value: str | None) -> float | None:

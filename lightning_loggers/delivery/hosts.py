@@ -207,7 +207,11 @@ class ThreadHost(Host):
 
     @override
     def state(self) -> TrackerState | None:
-        return self._worker.state if self._worker is not None else None
+        worker = self._worker
+        if worker is None or worker.delivers:
+            return worker.state if worker is not None else None
+        # Another host (of a copy of this logger, or of this process's parent) delivers the run: read what it has saved.
+        return StateFile(journal_dir(self.job.run_dir), self.job.tracker).load(self.job.tracker)
 
     @override
     def working(self) -> bool:
@@ -355,5 +359,6 @@ class ProcessHost(Host):
 
 def make_host(mode: str, job: Job) -> Host:
     """The host of that name (one of :data:`DELIVERY_MODES`)."""
-    return {"thread": ThreadHost, "process": ProcessHost, "offline": OfflineHost}[mode](job)
+    hosts: dict[str, Callable[[Job], Host]] = {"thread": ThreadHost, "process": ProcessHost, "offline": OfflineHost}
+    return hosts[mode](job)
 

@@ -163,6 +163,11 @@ class Worker:
         self._save()
         return Step(StepKind.PROGRESS)
 
+    @property
+    def delivers(self) -> bool:
+        """Whether this worker is the one that serves the run."""
+        return self._lock is not None and self._lock.held
+
     def writer_alive(self) -> bool:
         """Whether a live process writes any stream of the run."""
         return any(is_locked(lock_path(self.folder, stream)) for stream in list_segments(self.folder))
@@ -371,7 +376,12 @@ class Worker:
         elif len(group) > 1:
             middle = len(group) // 2
             first = self._deliver_records(stream, group[:middle])
-            return first if isinstance(first, Fault) else self._deliver_records(stream, group[middle:])
+            if isinstance(first, Fault):
+                if first.kind is not FaultKind.BUG or not isinstance(self._adapter.write(records[-1:]), Delivered):
+                    return first
+                self._ever_delivered = True  # others pass: the fault is the record's, and it can be set aside
+                return self._deliver_records(stream, group)
+            return self._deliver_records(stream, group[middle:])
         elif outcome.kind is FaultKind.BUG and not self._ever_delivered:
             return outcome  # nothing at all passes: no reason to blame this record
         else:

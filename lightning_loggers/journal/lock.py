@@ -20,7 +20,7 @@ _STALE_AFTER_S = 900.0
 
 _all_locks: "weakref.WeakSet[FileLock]" = weakref.WeakSet()
 
-# Held for the instant in which a descriptor is open and nobody knows it yet. `fork` waits for it: a child that
+# Held for the instants in which a descriptor is open and nobody knows it. `fork` waits for it: a child that
 # inherited such a descriptor could not close it, and would hold its parent's lock past the parent's death.
 _opening = threading.RLock()
 
@@ -127,15 +127,17 @@ class FileLock:
         return os.fstat(self._candidate).st_nlink > 0
 
     def _close_candidate(self) -> None:
-        fd, self._candidate = self._candidate, -1
-        if fd >= 0:
-            os.close(fd)
+        with _opening:
+            fd, self._candidate = self._candidate, -1
+            if fd >= 0 and fd != self._fd:
+                os.close(fd)
 
     def _close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
         self._close_candidate()
+        with _opening:
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                os.close(fd)
 
     def __del__(self) -> None:
         self._close()

@@ -33,6 +33,7 @@ from lightning_loggers.records import (
     MAX_LINE_BYTES,
     Header,
     Kind,
+    PlainMetrics,
     Record,
     RunSpec,
     encode_json,
@@ -51,6 +52,8 @@ _LONG = f"a line of the journal holds {MAX_LINE_BYTES // 2**20} MiB"
 
 _encode = msgspec.json.Encoder().encode
 _METRIC = Kind.METRIC.value
+_PLAIN = 2.0**63
+"""Integers from here on are no 64-bit ones: pandas and every tracker refuse them, so they are kept as floats."""
 
 NormaliseMetrics = Callable[[Mapping[Any, Any]], tuple[dict[str, Any], list[Record]]]
 
@@ -134,15 +137,15 @@ class JournalWriter:
         time_ns = time.time_ns()
         try:
             # The sum of plain numbers is a plain number, and finite if they are. For everything else (a string, a
-            # tensor, None, NaN) this either raises or is seen from the result; no value is looked at one by one.
+            # tensor, None, NaN, 2**80) this either raises or is seen from the result; no value is looked at singly.
             total = sum(metrics.values())
             kind = type(total)
             if (
                 (kind is float or kind is int)
-                and total - total == 0
+                and -_PLAIN < total < _PLAIN
                 and (step is None or type(step) is int or type(step) is float)
             ):
-                body = _encode(Record(time_ns, _METRIC, step, metrics))[:-1]  # type: ignore[arg-type]
+                body = _encode(PlainMetrics(time_ns, _METRIC, step, metrics))[:-1]
                 line = b'%s,"crc":%d}\n' % (body, crc32(body))
             else:
                 line = b""
@@ -327,17 +330,18 @@ class JournalWriter:
 
     def _append_slowly(self, line: bytes, error: OSError | None) -> None:
         """The write failed: nothing is open yet, the process was forked, or the file system refuses."""
-        if self._open_fd >= 0 and self._fd == self._open_fd:
-            self._fd = -1
-            self._tell_refusal(error)
-            if error is not None and error.errno != errno.EBADF:
-                self._retry_at = time.monotonic() + _RETRY_WRITE_EVERY_S
+        refused = self._open_fd >= 0 and self._fd == self._open_fd
         length = len(line)
         self._buffer.append(line)
         self._buffered_bytes += length
         self.recorded += 1
         if self._recovering:  # a signal handler's append inside _recover, which writes this line, too
             return
+        self._fd = -1  # with a line in the buffer nothing may be written past it
+        if refused:
+            self._tell_refusal(error)
+            if error is not None and error.errno != errno.EBADF:
+                self._retry_at = time.monotonic() + _RETRY_WRITE_EVERY_S
         while self._buffered_bytes > BUFFER_BYTES and len(self._buffer) > 1:
             length = len(self._buffer.popleft())
             self._buffered_bytes -= length
@@ -373,6 +377,9 @@ class JournalWriter:
             self._retry_at = -math.inf
         except Exception as error:  # noqa: BLE001 - seam: an append never raises
             self._fd = -1
+            if self._torn and self._open_fd >= 0:
+                with contextlib.suppress(OSError):
+                    self._mend_torn_line()
             self._retry_at = time.monotonic() + _RETRY_WRITE_EVERY_S
             self._tell_refusal(error)
         finally:

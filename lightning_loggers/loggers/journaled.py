@@ -9,6 +9,7 @@ import copy
 import enum
 import os
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -120,6 +121,7 @@ class JournaledLogger(LightningLoggerBase):
 
     def _reset(self) -> None:
         """The state of a logger that has not logged: what a pickled or copied one begins with."""
+        self._starting = threading.RLock()  # reentrant: a signal handler may log while its own thread begins the run
         self._writer: JournalWriter | None = None
         self._host: Host | None = None
         self._notices = Notices()
@@ -159,38 +161,45 @@ class JournaledLogger(LightningLoggerBase):
             return self._writer
         if current_rank() != 0:
             return None
-        if self._writer is None:
-            run = RunSpec(
-                uid=os.urandom(16).hex(),
-                name=self._name,
-                version=self.version,
-                tracker=self.tracker,
-                options=self._public_options(),
-            )
-            self._writer = JournalWriter(
-                journal_dir(self._run_dir),
-                run,
-                rank=0,
-                environment=environment.describe,
-                normalise_metrics=lambda metrics: normalise(metrics, self._notices.tell_once),
-                notices=self._notices,
-            )
-            job = Job(
-                run_dir=self._run_dir,
-                save_dir=self._root,
-                tracker=self.tracker,
-                options=self._options,
-                destination=adapter_class(self.tracker).destination(self._options),
-                deliver_leftovers=self._deliver_leftovers,
-                notices=self._notices,
-            )
-            self._host = make_host(self._delivery, job)
-            versions.taken_up(self._run_dir.parent, self.version)
-        assert self._host is not None
-        _live.add(self)
-        self._append = self._writer.append_metrics
-        self._host.start()
-        return self._writer
+        with self._starting:  # of several threads that log first, one begins
+            if self._writer is None:
+                self._writer = self._make_writer()
+            if self._host is None:
+                self._host = self._make_host()
+                versions.taken_up(self._run_dir.parent, self.version)
+            _live.add(self)
+            self._host.start()
+            self._append = self._writer.append_metrics
+            return self._writer
+
+    def _make_writer(self) -> JournalWriter:
+        run = RunSpec(
+            uid=os.urandom(16).hex(),
+            name=self._name,
+            version=self.version,
+            tracker=self.tracker,
+            options=self._public_options(),
+        )
+        return JournalWriter(
+            journal_dir(self._run_dir),
+            run,
+            rank=0,
+            environment=environment.describe,
+            normalise_metrics=lambda metrics: normalise(metrics, self._notices.tell_once),
+            notices=self._notices,
+        )
+
+    def _make_host(self) -> Host:
+        job = Job(
+            run_dir=self._run_dir,
+            save_dir=self._root,
+            tracker=self.tracker,
+            options=self._options,
+            destination=adapter_class(self.tracker).destination(self._options),
+            deliver_leftovers=self._deliver_leftovers,
+            notices=self._notices,
+        )
+        return make_host(self._delivery, job)
 
     def _record(self, kind: Kind, **fields: Any) -> None:
         writer = self._start()
@@ -433,7 +442,9 @@ class JournaledLogger(LightningLoggerBase):
     def version(self) -> str:
         """The run's name within the experiment, made locally."""
         if self._version is None:
-            self._version = versions.new_version(self._root / versions.folder_name(self._name))
+            with self._starting:
+                if self._version is None:
+                    self._version = versions.new_version(self._root / versions.folder_name(self._name))
         return self._version
 
     @property
@@ -527,7 +538,16 @@ class JournaledLogger(LightningLoggerBase):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state["_version"] = self.version  # a copy logs to the same run
-        for key in ("_writer", "_host", "_append", "_proxy", "_notices", "_trainer", "_checkpoint_callback"):
+        for key in (
+            "_starting",
+            "_writer",
+            "_host",
+            "_append",
+            "_proxy",
+            "_notices",
+            "_trainer",
+            "_checkpoint_callback",
+        ):
             state.pop(key, None)
         state["_aggregator"] = copy.copy(self._aggregator)
         if state["_aggregator"] is not None:
@@ -542,6 +562,7 @@ class JournaledLogger(LightningLoggerBase):
 
     def _start_over_in_child(self) -> None:
         """After ``fork``: the next record opens a stream and a host of this process."""
+        self._starting = threading.RLock()  # another thread of the parent may have held it
         self._append = self._append_first
         self._finalized_at = 0
 
