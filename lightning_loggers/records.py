@@ -10,6 +10,7 @@ JSON has no NaN and no infinity: such a value is ``null`` in ``data`` and named 
 
 import enum
 import math
+from collections.abc import Mapping
 from typing import Any
 from zlib import crc32
 
@@ -117,6 +118,18 @@ class Record(msgspec.Struct, omit_defaults=True):
     epoch: int | None = None
     phase: str | None = None
     rank: int | None = None
+
+
+class PlainMetrics(msgspec.Struct, gc=False, omit_defaults=True):
+    """What the log path encodes: byte for byte the line of a :class:`Record` of kind ``metric``, at less cost.
+
+    It has four fields instead of twelve, and the garbage collector does not look after it: it lives for one call.
+    """
+
+    time_ns: int
+    kind: str
+    step: int | float | None = None
+    data: Mapping[str, Any] | None = None
 
 
 class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -292,3 +292,26 @@ def test_two_deliverers_never_work_at_once(mlflow_sqlite: str, tmp_path: Path) -
     second.close()
     run = only_run(mlflow_sqlite, "e")
     assert_exactly_once(mlflow_sqlite, run.info.run_id, "loss", [(0, 1.0)])
+
+
+def test_torn_tail_of_a_dead_writer_does_not_stay_pending(mlflow_sqlite: str, tmp_path: Path) -> None:
+    """Half a line that a killed process left is reported and passed over: the run counts as delivered and is closed."""
+    from lightning_loggers.delivery.worker import Worker, ends_of
+
+    logger = MLFlowLogger("e", tracking_uri=mlflow_sqlite, save_dir=tmp_path / "runs", delivery="offline")
+    logger.log_metrics({"loss": 1.0}, 0)
+    assert logger._writer is not None
+    logger._writer.close()  # the process is gone: no status was written
+    logger._finalized_at = logger._writer.recorded
+    run_dir = only_dir(tmp_path / "runs")
+    segment = run_dir / "journal" / "rank0.jsonl"
+    with segment.open("ab") as file:
+        file.write(b'{"time_ns":17952441978,"kind":"met')
+    worker = deliver(run_dir)
+    assert worker.state is not None
+    assert worker.state.damaged == 1
+    assert worker.caught_up(ends_of(run_dir / "journal"))
+    assert not Worker(run_dir).is_leftover("mlflow", mlflow_sqlite, {})
+    run = only_run(mlflow_sqlite, "e")
+    assert run.info.status == "FAILED"
+    assert_exactly_once(mlflow_sqlite, run.info.run_id, "loss", [(0, 1.0)])

@@ -15,6 +15,7 @@ ALLOWED = re.compile(r"[A-Za-z0-9_\-./ ]*")
 
 
 def rule(key: str) -> str:
+    """As a tracker's: other characters become underscores."""
     return re.sub(r"[^A-Za-z0-9_\-./ ]", "_", key)
 
 

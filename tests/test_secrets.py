@@ -21,6 +21,7 @@ PATHS = st.sampled_from(["", "/", "/a/b", ":5000", ":5000/a", ":5000/a?x=1", "/a
 
 
 def leaks(text: str) -> bool:
+    """Whether either end of the secret is in the text."""
     return "Qz7" in text or "Zq9" in text
 
 

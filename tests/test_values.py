@@ -92,6 +92,7 @@ class Told(dict[Any, str]):
 
 
 def normalised(metrics: Any) -> tuple[dict[str, Any], list[Record], Told]:
+    """What the metrics become, and what was told."""
     told = Told()
     numbers, others = normalise(metrics, told)
     return numbers, others, told
@@ -172,7 +173,7 @@ def test_what_is_no_number_is_kept_whole_and_told() -> None:
         (Kind.DICT, "pair"): [1, "nan"],
         (Kind.TEXT, "object"): "/a",
     }
-    assert [cause for cause in told] == [
+    assert list(told) == [
         ("text", "note"), ("array", "histogram"), ("array", "pair"), ("other", "object"), ("none", "nothing"),
     ]  # fmt: skip
     assert "(2, 2)" in told["array", "histogram"]
@@ -224,6 +225,7 @@ VALUES: Any = st.recursive(
 
 
 def comes_back(record: Record) -> Record:
+    """The record after a journal's line."""
     line = encode_line(record)
     assert line.count(b"\n") == 1
     decoded = decode_line(line[:-1])

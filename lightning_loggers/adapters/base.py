@@ -174,7 +174,7 @@ class Adapter(ABC):
     # ------------------------------------------------------- what an adapter defines
 
     @classmethod
-    def check_options(cls, options: Mapping[str, Any]) -> None:  # noqa: B027 - nothing to check is a good default
+    def check_options(cls, options: Mapping[str, Any]) -> None:
         """Refuse options that cannot work, without SDK and network. Called by constructors and the command line.
 
         Raises:
@@ -202,7 +202,7 @@ class Adapter(ABC):
     def classify(self, error: Exception) -> Fault:
         """Say what an exception of this SDK means."""
 
-    def close(self) -> None:  # noqa: B027 - most SDKs need nothing
+    def close(self) -> None:
         """Let go of the SDK's resources; the run's status is not touched."""
 
     @classmethod

@@ -1,0 +1,1 @@
+"""From journal to tracker: the loop (:mod:`.worker`), and where it runs (:mod:`.hosts`, :mod:`.sync`)."""

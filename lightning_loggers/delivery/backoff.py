@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class Backoff:
     """Exponential backoff with full jitter, as an immutable policy.
 
-    The wait before attempt ``n`` is drawn evenly between half of and the whole of ``initial_s * factor ** n``, capped at
+    The wait before attempt ``n`` is drawn evenly between half of and the whole of ``initial_s * factor ** n``, at most
     ``maximum_s``: many jobs that lost one server do not come back to it in step (M. Brooker, "Exponential Backoff And
     Jitter", AWS Architecture Blog, 2015).
 

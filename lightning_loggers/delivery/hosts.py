@@ -59,8 +59,8 @@ class Host(ABC):
     """Where the loop runs.
 
     Guarantees:
-        - :meth:`start`, :meth:`hasten` and the waiting of :meth:`drain` take no lock that delivery holds, so they are safe
-          in a signal handler that interrupted anything of ours.
+        - :meth:`start`, :meth:`hasten` and the waiting of :meth:`drain` take no lock that delivery holds, so they are
+          safe in a signal handler that interrupted anything of ours.
         - :meth:`drain` waits no longer than it was told.
     """
 
@@ -361,4 +361,3 @@ def make_host(mode: str, job: Job) -> Host:
     """The host of that name (one of :data:`DELIVERY_MODES`)."""
     hosts: dict[str, Callable[[Job], Host]] = {"thread": ThreadHost, "process": ProcessHost, "offline": OfflineHost}
     return hosts[mode](job)
-

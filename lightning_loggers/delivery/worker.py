@@ -180,7 +180,7 @@ class Worker:
         return state.wanted_status != RunStatus.PREEMPTED and not self.writer_alive()
 
     def is_leftover(self, tracker: str, destination: str, options: Mapping[str, Any]) -> bool:
-        """Whether this is a dead process's run for the given place that is not all delivered; takes its options if so."""
+        """Whether this is a dead process's run for the given place, not all delivered; takes its options if so."""
         if not self._ready():
             return False
         assert self._header is not None
@@ -230,7 +230,10 @@ class Worker:
         assert state is not None
         for stream in list_segments(self.folder):
             cursor = state.cursors.get(stream, Position())
-            chunk = StreamReader(self.folder, stream).read(cursor, self._read_bytes)
+            reader = StreamReader(self.folder, stream)
+            chunk = reader.read(cursor, self._read_bytes)
+            if chunk.at_end and chunk.torn_bytes and not is_locked(lock_path(self.folder, stream)):
+                chunk = reader.read(cursor, self._read_bytes, final=True)  # nobody will complete that last line
             for damage in chunk.damage:
                 state.damaged += 1
                 self._tell(("damage", str(damage.path), damage.offset), f"Journal damage: {damage}")
@@ -453,7 +456,7 @@ class Worker:
             return Step(StepKind.FAILED, 0.0, reason)
         self.last_fault = fault
         self._failures += 1
-        # After an ambiguous failure a part of the batch may be there already: small batches make sending it again cheap.
+        # After an ambiguous failure a part of the batch may be there already: a small one is cheap to send again.
         self._read_bytes = max(self._read_bytes // 4, _SMALLEST_READ_BYTES)
         if self.state is not None:
             self.state.retried += 1
@@ -463,8 +466,8 @@ class Worker:
         if fault.kind is FaultKind.AUTHENTICATION:
             self._tell(
                 (fault.kind, place),
-                f"{place} does not let this run in: {reason}. Training goes on and everything is kept in {self.folder}; "
-                f"mend the credentials or address, then: lightning-loggers sync {self.run_dir}",
+                f"{place} does not let this run in: {reason}. Training goes on and everything is kept in "
+                f"{self.folder}; mend the credentials or address, then: lightning-loggers sync {self.run_dir}",
             )
             return Step(StepKind.FAILED, max(_AUTHENTICATION_RETRY_S, fault.retry_after_s or 0.0), reason)
         wait_s = self._backoff.wait_s(self._failures, retry_after_s=fault.retry_after_s)

@@ -22,9 +22,9 @@ from zlib import crc32
 import msgspec
 
 from lightning_loggers.errors import JournalError
-from lightning_loggers.journal import keeper
+from lightning_loggers.journal import keeper, segments
 from lightning_loggers.journal.blobs import BlobStore, safe_name
-from lightning_loggers.journal.layout import BLOBS_FOLDER, list_segments, lock_path, segment_path
+from lightning_loggers.journal.layout import BLOBS_FOLDER, list_segments, segment_path
 from lightning_loggers.journal.lock import FileLock
 from lightning_loggers.journal.reader import Position, read_first_header
 from lightning_loggers.notices import Notices
@@ -46,8 +46,6 @@ BUFFER_BYTES = 4 * 2**20
 """What is kept in memory while the disk refuses; older lines are dropped, counted and told."""
 
 _RETRY_WRITE_EVERY_S = 1.0
-_WAIT_FOR_LOCK_S = 0.3
-_APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 _LONG = f"a line of the journal holds {MAX_LINE_BYTES // 2**20} MiB"
 
 _encode = msgspec.json.Encoder().encode
@@ -121,7 +119,7 @@ class JournalWriter:
         self._recovering = False
         self._retry_at = -math.inf
         self._told_environment: dict[str, Any] | None = None
-        self._other_stream: str | None = None
+        self._own_stream: str | None = None
         _all_writers.add(self)
 
     # ---------------------------------------------------------------- the log path
@@ -409,58 +407,29 @@ class JournalWriter:
             known = read_first_header(self.folder)
             if known is not None:
                 self.run = msgspec.structs.replace(self.run, uid=known.run.uid)
-        stream = f"rank{self._header_rank}"
-        lock = self._take_stream(stream)
-        if lock is None:
-            stream, lock = self._take_other_stream(stream)
+        stream, lock = self._take_stream(f"rank{self._header_rank}")
         try:
-            segments = list_segments(self.folder).get(stream, [])
-            self._open_segment(stream, segments[-1] if segments else 0)
+            segment = max(list_segments(self.folder).get(stream, [0]))
+            fd, size = segments.open_segment(segment_path(self.folder, stream, segment), self._header_line())
         except BaseException:
             lock.release()
             raise
         self._writer_lock = lock
-
-    def _take_stream(self, stream: str) -> FileLock | None:
-        """Become the writer of a stream, if no live process is and it has the format that this version writes."""
-        lock = FileLock(lock_path(self.folder, stream))
-        with contextlib.suppress(OSError, JournalError):
-            if lock.acquire(wait_s=_WAIT_FOR_LOCK_S):
-                header = read_first_header(self.folder, stream=stream)
-                if header is None or header.lightning_loggers_journal == FORMAT_VERSION:
-                    return lock
-        lock.release()
-        return None
-
-    def _take_other_stream(self, stream: str) -> tuple[str, FileLock]:
-        """Become the writer of a stream of our own in the same run.
-
-        Another live process (this one's parent after a fork, a second job given the same version) writes the usual
-        one, or another version of this package wrote it in its own format.
-        """
-        if self._other_stream is None:
-            self._other_stream = f"{stream}-{os.getpid():x}{secrets.token_hex(4)}"
-        lock = FileLock(lock_path(self.folder, self._other_stream))
-        if not lock.acquire(wait_s=_WAIT_FOR_LOCK_S):
-            raise BlockingIOError(errno.EAGAIN, "another process holds the lock", str(lock.path))
-        return self._other_stream, lock
-
-    def _open_segment(self, stream: str, segment: int) -> None:
-        """Open a stream's last segment, or its first one."""
-        fd = os.open(segment_path(self.folder, stream, segment), _APPENDING, 0o644)
-        try:
-            size = os.fstat(fd).st_size
-            header = self._header_line()
-            if size and os.pread(fd, 1, size - 1) != b"\n":
-                header = b"\n" + header
-            if os.write(fd, header) != len(header):
-                os.ftruncate(fd, size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
-        except BaseException:
-            os.close(fd)
-            raise
         self._torn = False
-        self._write_to(fd, stream, segment, size + len(header))
+        self._write_to(fd, stream, segment, size)
+
+    def _take_stream(self, stream: str) -> tuple[str, FileLock]:
+        """Become the writer of a stream, or else of one of our own in the same run.
+
+        Another live process (this one's parent after a fork, a second job given the same version) may write it, or
+        another version of this package wrote it in its own format.
+        """
+        lock = segments.take_stream(self.folder, stream)
+        if lock is not None:
+            return stream, lock
+        if self._own_stream is None:
+            self._own_stream = f"{stream}-{os.getpid():x}{secrets.token_hex(4)}"
+        return self._own_stream, segments.take_own_stream(self.folder, self._own_stream)
 
     def _begin_next_segment(self) -> None:
         """Begin the next segment; if that fails the current one goes on for a while.
@@ -474,25 +443,11 @@ class JournalWriter:
         path = segment_path(self.folder, stream, segment)
         try:
             header = self._header_line()
-            fd = self._write_new(path, lambda fd: _write_all(fd, header))
+            fd = segments.make_segment(path, lambda fd: segments.write_all(fd, header))
         except OSError:
             self._roll_above = self._size + self._segment_bytes // 16 + 1
             return
         self._write_to(fd, stream, segment, len(header))
-
-    def _write_new(self, path: Path, write: Callable[[int], object]) -> int:
-        """Make a file that has its content when it gets its name; returns its descriptor."""
-        partial = path.with_name(f".{path.name}.part")
-        fd = os.open(partial, _APPENDING | os.O_TRUNC, 0o644)
-        try:
-            write(fd)
-            partial.rename(path)
-        except BaseException:
-            os.close(fd)
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise
-        return fd
 
     def _write_to(self, fd: int, stream: str, segment: int, size: int) -> None:
         """Append to this descriptor from now on."""
@@ -547,13 +502,12 @@ class JournalWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         stream, lock, segment, old = self.stream, self._writer_lock, self.segment, self._open_fd
         if lock is None or not lock.still_there():
-            lock = self._take_stream(stream)
-            if lock is None:
-                stream, lock = self._take_other_stream(stream)
+            stream, lock = self._take_stream(stream)
         if segment_path(self.folder, stream, segment).exists():  # put back by somebody, or another process's by now
             segment = max(list_segments(self.folder).get(stream, [0])) + 1
         try:
-            fd = self._write_new(segment_path(self.folder, stream, segment), lambda fd: _copy(old, fd))
+            path = segment_path(self.folder, stream, segment)
+            fd = segments.make_segment(path, lambda fd: segments.copy(old, fd))
         except BaseException:
             if lock is not self._writer_lock:
                 lock.release()
@@ -570,20 +524,7 @@ class JournalWriter:
         )
 
     def _mend_torn_line(self) -> None:
-        """A write was cut short: take its part of a line back, or else end it, so that the next line stands alone."""
-        size = end = os.fstat(self._open_fd).st_size
-        while end:
-            begin = max(0, end - 2**16)
-            newline = os.pread(self._open_fd, end - begin, begin).rfind(b"\n")
-            end = begin + newline + 1
-            if newline >= 0:
-                break
-        if end < size:
-            try:
-                os.ftruncate(self._open_fd, end)
-            except OSError:
-                os.write(self._open_fd, b"\n")
-        self._size = os.fstat(self._open_fd).st_size
+        self._size = segments.mend_torn_line(self._open_fd)
         self._torn = False
 
     def _let_go(self) -> None:
@@ -622,7 +563,7 @@ class JournalWriter:
         self._torn = self._recovering = False
         self._retry_at = -math.inf
         self._told_environment = None
-        self._other_stream = None
+        self._own_stream = None
         self.recorded = 0
         self.dropped = {}
         self.stream = None
@@ -638,18 +579,6 @@ def _number(step: Any) -> int | float | None:
         if math.isfinite(number):
             return number if isinstance(plain, float | int) or not number.is_integer() else int(number)
     return None
-
-
-def _write_all(fd: int, content: bytes) -> None:
-    if os.write(fd, content) != len(content):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _copy(source: int, target: int) -> None:
-    offset = 0
-    while chunk := os.pread(source, 2**20, offset):
-        _write_all(target, chunk)
-        offset += len(chunk)
 
 
 def _start_over_in_child() -> None:
