@@ -55,7 +55,7 @@ def state_name(tracker: str, destination: str, home: str) -> str:
     >>> state_name("mlflow", "http://a", "http://a")
     'mlflow'
     >>> state_name("mlflow", "http://b", "http://a")
-    'mlflow-2efdfcea'
+    'mlflow-513ede80'
     """
     if destination == home:
         return tracker
