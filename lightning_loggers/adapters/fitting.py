@@ -1,8 +1,11 @@
-"""Fitting keys to what a tracker takes: reversible, and two different keys never become one series."""
+"""Fitting keys and steps to what a tracker takes; two different keys never become one series."""
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Mapping
+
+from lightning_loggers.notices import Notices
 
 MAX_REMEMBERED = 20_000
 """Keys remembered one by one. A run with more of them (a mistake, or hostile) gets hashed names from there on."""
@@ -88,3 +91,27 @@ class KeyMap:
             if self._taken.get(hashed, key) == key:
                 break
         return hashed
+
+
+def int64_step(step: int | float | None, tracker: str, notices: Notices) -> int:
+    """The step for a tracker whose steps are 64-bit integers, where no step is 0.
+
+    Args:
+        step: As it was logged.
+        tracker: What the tracker is called, for people.
+        notices: Told once of a tracker whose steps had to be changed.
+
+    >>> int64_step(7, "MLflow", Notices()), int64_step(None, "MLflow", Notices())
+    (7, 0)
+    """
+    if step is None:
+        return 0
+    whole = math.floor(step) if math.isfinite(step) else 0
+    fitted = min(max(whole, -(2**63)), 2**63 - 1)
+    if fitted != step:
+        notices.tell_once(
+            ("step", tracker),
+            f"Step {step} is kept as {fitted} in {tracker}, whose steps are 64-bit integers; the journal has it as it "
+            "was.",
+        )
+    return fitted

@@ -24,6 +24,7 @@ import msgspec
 from typing_extensions import override
 
 from lightning_loggers.adapters.base import Adapter, Capabilities, Context, Fault, FaultKind
+from lightning_loggers.adapters.fitting import int64_step
 from lightning_loggers.errors import ConfigurationError
 from lightning_loggers.journal.blobs import safe_name
 from lightning_loggers.records import Kind, Record, RunStatus
@@ -321,25 +322,11 @@ class MLflowAdapter(Adapter):
             if record.data is None:
                 continue
             milliseconds = max(record.time_ns // 1_000_000, 0)
-            step = self._step(record.step)
+            step = int64_step(record.step, "MLflow", self.context.notices)
             for key, value in record.data.items():
                 number = as_number(value)
                 if number is not None:
                     yield fit(key), float(number), milliseconds, step
-
-    def _step(self, step: int | float | None) -> int:
-        """MLflow's steps are 64-bit integers; no step is 0 there."""
-        if step is None:
-            return 0
-        whole = math.floor(step) if math.isfinite(step) else 0
-        fitted = min(max(whole, -(2**63)), 2**63 - 1)
-        if fitted != step:
-            self.context.notices.tell_once(
-                ("step", self.name),
-                f"Step {step} is kept as {fitted} in MLflow, whose steps are 64-bit integers; the journal has it as "
-                "it was.",
-            )
-        return fitted
 
     def _send_params(self, record: Record) -> None:
         from mlflow.entities import Param

@@ -62,10 +62,13 @@ def find_runs(root: Path, on_problem: OnProblem = lambda path, reason: None) -> 
 
 
 def siblings(save_dir: Path, own: Path) -> list[Path]:
-    """The other runs of a ``save_dir``, laid out as ``<save_dir>/<name>/<version>``."""
+    """The other runs of a ``save_dir`` that lie as deep in it as ``own``, usually at ``<name>/<version>``."""
+    home = own.parent if is_journal(journal_dir(own.parent)) else own  # that shares a folder with another tracker's
     try:
-        found = [place.parent for place in save_dir.glob(f"*/*/{JOURNAL_FOLDER}") if not place.is_symlink()]
-    except OSError:
+        deep = "*/" * len(home.relative_to(save_dir).parts)
+        places = [*save_dir.glob(f"{deep}{JOURNAL_FOLDER}"), *save_dir.glob(f"{deep}*.run/{JOURNAL_FOLDER}")]
+        found = [place.parent for place in places if not place.is_symlink()]
+    except (OSError, ValueError):
         return []
     return sorted(run for run in found if run != own)
 

@@ -194,7 +194,8 @@ class ThreadHost(Host):
     def start(self) -> None:
         if self._pid != os.getpid():  # forked: the thread stayed with the parent
             self._pid, self._thread, self._wakes = os.getpid(), None, SimpleQueue()
-        if self._thread is None or not self._thread.is_alive():
+        ended = self._worker is not None and self._worker.stopping.is_set()  # closed: its thread is about to end
+        if self._thread is None or not self._thread.is_alive() or ended:
             self._worker = Worker(self.job.run_dir, self.job.options, notices=self.job.notices)
             self._thread = threading.Thread(target=self._run, name="lightning-loggers-delivery", daemon=True)
             with contextlib.suppress(RuntimeError):  # the interpreter is shutting down: the run becomes a leftover
@@ -301,8 +302,9 @@ class ProcessHost(Host):
     def start(self) -> None:
         if self._pid != os.getpid():
             self._pid, self._child = os.getpid(), None
-        if self._child is not None and self._child.poll() is None:
-            return
+        child = self._child
+        if child is not None and child.poll() is None and child.stdin is not None and not child.stdin.closed:
+            return  # closed, it would end after what there was then
         order = {
             "run_dir": str(self.job.run_dir.resolve()),
             "save_dir": str(self.job.save_dir.resolve()),

@@ -28,6 +28,21 @@ def journal_dir(run_dir: Path) -> Path:
     return run_dir / JOURNAL_FOLDER
 
 
+def shared_run_dir(folder: Path, tracker: str) -> Path:
+    """Where the journal of a run is kept if another tracker's is in the run's folder already.
+
+    Two loggers with the same ``save_dir``, ``name`` and ``version`` keep their files side by side, as Lightning's do;
+    their journals are kept apart.
+    """
+    return folder / f"{tracker}.run"
+
+
+def run_folder(run_dir: Path, tracker: str) -> Path:
+    """Where the files of a run belong: its own folder, or the one that it shares with another tracker's run."""
+    shares = run_dir == shared_run_dir(run_dir.parent, tracker) and is_journal(journal_dir(run_dir.parent))
+    return run_dir.parent if shares else run_dir
+
+
 def segment_path(folder: Path, stream: str, segment: int) -> Path:
     """Path of one segment of a stream; the first one has no number, so that ``tail -f rank0.jsonl`` works."""
     return folder / (f"{stream}.jsonl" if segment == 0 else f"{stream}.{segment}.jsonl")

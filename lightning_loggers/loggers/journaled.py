@@ -26,8 +26,9 @@ from lightning_loggers.base import DummyExperiment, LightningLoggerBase, rank_ze
 from lightning_loggers.delivery.hosts import DELIVERY_MODES, Host, Job, make_host
 from lightning_loggers.delivery.state import TrackerState
 from lightning_loggers.delivery.worker import pending_of
-from lightning_loggers.errors import ConfigurationError, TrackerUnavailableError
-from lightning_loggers.journal.layout import journal_dir
+from lightning_loggers.errors import ConfigurationError, JournalError, TrackerUnavailableError
+from lightning_loggers.journal.layout import journal_dir, shared_run_dir
+from lightning_loggers.journal.reader import read_first_header
 from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.loggers import environment, versions
 from lightning_loggers.loggers.checkpoints import CheckpointScanner
@@ -107,7 +108,7 @@ class JournaledLogger(LightningLoggerBase):
         self._name = str(name)
         self._save_dir = os.fspath(save_dir)
         self._root = Path(save_dir).absolute()  # stays where it is when the program changes its working directory
-        self._version = None if version is None else str(version)
+        self._version: int | str | None = None if version is None else str(version)
         self._options = dict(options)
         self._prefix = f"{prefix}{self.LOGGER_JOIN_CHAR}" if prefix else ""
         self._log_model = log_model
@@ -127,6 +128,7 @@ class JournaledLogger(LightningLoggerBase):
         self._notices = Notices()
         self._append: Callable[[Any, Any], None] = self._append_first
         self._proxy: NativeProxy | None = None
+        self._place: Path | None = None  # the folder of the run's journal, once that has begun
         self._finalized_at = 0
         self._lost_inside = 0
 
@@ -163,10 +165,11 @@ class JournaledLogger(LightningLoggerBase):
             return None
         with self._starting:  # of several threads that log first, one begins
             if self._writer is None:
+                self._place = self._run_dir
                 self._writer = self._make_writer()
             if self._host is None:
                 self._host = self._make_host()
-                versions.taken_up(self._run_dir.parent, self.version)
+                versions.taken_up(self._experiment_dir, self._version_folder)
             _live.add(self)
             self._host.start()
             self._append = self._writer.append_metrics
@@ -176,7 +179,7 @@ class JournaledLogger(LightningLoggerBase):
         run = RunSpec(
             uid=os.urandom(16).hex(),
             name=self._name,
-            version=self.version,
+            version=self._version_folder,
             tracker=self.tracker,
             options=self._public_options(),
         )
@@ -371,7 +374,7 @@ class JournaledLogger(LightningLoggerBase):
             return
         if status is RunStatus.PREEMPTED:
             with contextlib.suppress(OSError):
-                versions.leave_open(self._run_dir.parent, self.version)
+                versions.leave_open(self._experiment_dir, self._version_folder)
         self._record(Kind.STATUS, value=status.value)
         self._finalized_at = writer.recorded
         writer.flush()
@@ -379,7 +382,7 @@ class JournaledLogger(LightningLoggerBase):
         if self._delivery == "offline":
             self._notices.tell_once(
                 ("offline", self.version),
-                f"{writer.recorded} records of this run are in {self.log_dir}. Deliver them from a machine that "
+                f"{writer.recorded} records of this run are in {self._run_dir}. Deliver them from a machine that "
                 f"reaches the tracker: lightning-loggers sync {self._run_dir}",
                 level=20,
             )
@@ -395,7 +398,7 @@ class JournaledLogger(LightningLoggerBase):
             type(self).__name__,
             self._finalize_timeout_s,
             self.stats,
-            self.log_dir,
+            self._run_dir,
             self._run_dir,
         )
 
@@ -439,13 +442,16 @@ class JournaledLogger(LightningLoggerBase):
 
     @property
     @override
-    def version(self) -> str:
+    def version(self) -> int | str:
         """The run's name within the experiment, made locally."""
         if self._version is None:
             with self._starting:
                 if self._version is None:
-                    self._version = versions.new_version(self._root / versions.folder_name(self._name))
+                    self._version = self._new_version()
         return self._version
+
+    def _new_version(self) -> int | str:
+        return versions.new_version(self._experiment_dir)
 
     @property
     @override
@@ -457,17 +463,37 @@ class JournaledLogger(LightningLoggerBase):
     @override
     def root_dir(self) -> str | None:
         """The experiment's folder."""
-        return str(self._run_dir.parent)
+        return str(self._experiment_dir)
 
     @property
     @override
     def log_dir(self) -> str | None:
         """The run's folder, which holds its journal."""
-        return str(self._run_dir)
+        return str(self._home)
+
+    @property
+    def _experiment_dir(self) -> Path:
+        return self._root / versions.folder_name(self._name)
+
+    @property
+    def _version_folder(self) -> str:
+        return str(self.version)
+
+    @property
+    def _home(self) -> Path:
+        return self._experiment_dir / self._version_folder
 
     @property
     def _run_dir(self) -> Path:
-        return self._root / versions.folder_name(self._name) / self.version
+        """The folder of the journal: the run's, or one in it if another tracker's journal is there."""
+        if self._place is not None:
+            return self._place
+        home = self._home
+        with contextlib.suppress(JournalError):
+            header = read_first_header(journal_dir(home))
+            if header is not None and header.run.tracker != self.tracker:
+                return shared_run_dir(home, self.tracker)
+        return home
 
     @property
     def stats(self) -> Stats:
@@ -544,6 +570,7 @@ class JournaledLogger(LightningLoggerBase):
             "_host",
             "_append",
             "_proxy",
+            "_place",
             "_notices",
             "_trainer",
             "_checkpoint_callback",

@@ -29,7 +29,7 @@ def new_version(experiment_dir: Path) -> str:
 
     In a SLURM job that was requeued, the name of the run that it left open, so that the run goes on.
     """
-    left = _left_open(experiment_dir)
+    left = left_open(experiment_dir)
     if left is not None:
         return left
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
@@ -58,7 +58,8 @@ def taken_up(experiment_dir: Path, version: str) -> None:
             return
 
 
-def _left_open(experiment_dir: Path) -> str | None:
+def left_open(experiment_dir: Path) -> str | None:
+    """The run that the preempted job before this one left open, if there is one. Each is given out once."""
     job = slurm_job()
     if job is None:
         return None
