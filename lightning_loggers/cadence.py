@@ -1,0 +1,260 @@
+"""What a policy lets through in a sequence of calls: :class:`Cadence` decides, :class:`MetricWindow` merges."""
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+from lightning_loggers.aggregation import Step, merge_dicts
+from lightning_loggers.policies import LogLevel, LogPolicy, Phase, Window, reduction
+from lightning_loggers.ranks import current_rank
+
+_BATCH = int(LogLevel.BATCH)
+
+
+class _Passed:
+    """The batch of a phase that was let through last."""
+
+    __slots__ = ("due", "epoch", "index", "next_s")
+
+    def __init__(self) -> None:
+        self.epoch: int | None = None
+        self.index: Any = None
+        self.due = 0.0
+        """The batch from which on the next one is let through; 0 for any."""
+        self.next_s = 0.0
+        """The time from which on it is; 0 for any."""
+
+
+class Cadence:
+    """Decides for a sequence of calls, by a policy and by what it let through before.
+
+    Args:
+        policy: The policy.
+        clock: Seconds; only differences count.
+
+    Guarantees:
+        - No call looks at a value, locks, or waits.
+        - A call that is refused leaves nothing behind: the next one is decided as if it had not been made.
+    """
+
+    __slots__ = ("_clock", "_every", "_intervals", "_level", "_passed", "_ranked", "_rate", "policy")
+
+    def __init__(self, policy: LogPolicy, clock: Callable[[], float] = time.monotonic) -> None:
+        self.policy = policy
+        self._clock = clock
+        self._level = int(cast(LogLevel, policy.level))
+        freq = policy.log_freq
+        self._every = freq if isinstance(freq, int) else 0 if freq == "epoch" else 1
+        self._intervals: dict[str | None, float | None] = {
+            None: policy.interval_s(None),
+            **{phase.value: policy.interval_s(phase) for phase in Phase},
+        }
+        self._rate = self._every != 1 or any(seconds is not None for seconds in self._intervals.values())
+        # Rank 0 alone is the default and is seen to where the journal is begun.
+        self._ranked = policy.log_on_workers != 0
+        self._passed: dict[str | None, _Passed] = {}
+
+    def admits(
+        self,
+        level: int | None = None,
+        phase: str | None = None,
+        epoch: int | None = None,
+        batch_idx: int | None = None,
+        step: Any = None,
+        *,
+        peek: bool = False,
+    ) -> bool:
+        """Decide on one call.
+
+        Args:
+            level: Its level, where known.
+            phase: The value of its :class:`Phase`, where known.
+            epoch: Its epoch, where known.
+            batch_idx: Index of the batch in its epoch, where known.
+            step: Its step; stands in for the index of the batch where that is not known.
+            peek: Only ask: what is let through does not count.
+
+        Returns:
+            Whether it is recorded.
+        """
+        if level is not None:
+            if level > self._level:
+                return False
+            if level < _BATCH:
+                return not self._ranked or self._on_this_rank()
+        if self._rate:
+            if not self._every:
+                return level is None and batch_idx is None and (not self._ranked or self._on_this_rank())
+            index = step if batch_idx is None else batch_idx
+            passed = self._passed.get(phase)
+            if passed is None or index is None or passed.index != index or passed.epoch != epoch:
+                if passed is not None:
+                    try:
+                        # An index that goes back is a rewind: it is counted from there.
+                        if passed.due and passed.index < index < passed.due and passed.epoch == epoch:
+                            return False
+                    except TypeError:  # none, or a step that is no number: told where it is recorded
+                        pass
+                    if passed.next_s and self._clock() < passed.next_s:
+                        return False
+                if self._ranked and not self._on_this_rank():
+                    return False
+                if not peek:
+                    self._pass(phase, epoch, index)
+                return True
+        return not self._ranked or self._on_this_rank()
+
+    def would_admit(
+        self,
+        level: int | None = None,
+        phase: str | None = None,
+        epoch: int | None = None,
+        batch_idx: int | None = None,
+        step: Any = None,
+    ) -> bool:
+        """As :meth:`admits`, but only asked: what would be let through does not count."""
+        return self.admits(level, phase, epoch, batch_idx, step, peek=True)
+
+    def _pass(self, phase: str | None, epoch: int | None, index: Any) -> None:
+        """Remember a batch that was let through, and from when on the next one is."""
+        passed = self._passed.get(phase)
+        if passed is None:
+            passed = self._passed[phase] = _Passed()
+        passed.epoch, passed.index, passed.due = epoch, index, 0.0
+        if self._every > 1 and index is not None:
+            with contextlib.suppress(TypeError):  # a step that is no number
+                passed.due = (index // self._every + 1) * self._every
+        interval_s = self._intervals.get(phase)
+        passed.next_s = 0.0 if interval_s is None else self._clock() + interval_s
+
+    def _on_this_rank(self) -> bool:
+        return self.policy.logs_on(_rank())
+
+
+def _rank() -> int:
+    """As :func:`current_rank`; a rank of torch.distributed is remembered, since asking for it takes a microsecond."""
+    global _known_rank  # noqa: PLW0603 - one process has one rank
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_initialized():
+        _known_rank = None
+        return current_rank()
+    if _known_rank is None:
+        _known_rank = current_rank()
+    return _known_rank
+
+
+_known_rank: int | None = None
+
+
+# ---------------------------------------------------------------------- several steps to one point
+
+
+class MetricWindow:
+    """Holds the metrics of several steps until they are merged to one point.
+
+    Args:
+        window: How many.
+        clock: Seconds.
+
+    Guarantees:
+        - What is held is handed out exactly once: by :meth:`add` when a window is complete, or by :meth:`take`.
+        - A window never spans two scopes (phase and epoch).
+        - A signal handler that takes what is held loses nothing of the call that it interrupts.
+    """
+
+    def __init__(self, window: Window, clock: Callable[[], float] = time.monotonic) -> None:
+        self.window = window
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._held: list[dict[str, Any]] = []
+        self._steps = 0
+        self._step: Step = None
+        self._where: Any = None
+        self.scope: Any = None
+        """What the window may not span, as given with the last call."""
+        self._opened_s = 0.0
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, metrics: dict[str, Any], step: Step, scope: Any = None, where: Any = None) -> "Held | None":
+        """Hold the metrics of a call.
+
+        Args:
+            metrics: Numbers by key; not copied.
+            step: Their step; ``None`` is a step of its own at every call.
+            scope: What a window may not span; compared by ``==``.
+            where: Anything; that of the last call is handed out with the window.
+
+        Returns:
+            The window before, if this call does not belong to it any more.
+        """
+        with self._lock:
+            same_step = step is not None and step == self._step
+            finished = None
+            if self._held and (scope != self.scope or (not same_step and self._is_complete())):
+                finished = self.take()
+            if not self._held:
+                self._steps, self._opened_s, same_step = 0, self._clock(), False
+            self._steps += not same_step
+            self._step, self.scope, self._where = step, scope, where
+            self._held.append(metrics)
+            return finished
+
+    def take(self) -> "Held | None":
+        """What is held, complete or not; afterwards nothing is."""
+        with self._lock:
+            held, self._held = self._held, []
+            return Held(held, self._step, self._where) if held else None
+
+    def start_over_in_child(self) -> None:
+        """After ``fork``: what is held is the parent's, and so may be the lock."""
+        self._lock = threading.RLock()
+        self._held = []
+
+    def _is_complete(self) -> bool:
+        """Whether all steps of the window have come; more metrics of its last step may still follow."""
+        if self.window.steps is not None:
+            return self._steps >= self.window.steps
+        return self._clock() - self._opened_s >= cast(float, self.window.seconds)
+
+    def merge(
+        self,
+        held: Sequence[Mapping[str, Any]],
+        agg_key_funcs: Mapping[str, Any] | None = None,
+        agg_default_func: Any = None,
+    ) -> dict[str, Any]:
+        """Merge by the window's functions.
+
+        Args:
+            held: Metrics, in order.
+            agg_key_funcs: Functions for keys for which the window names none.
+            agg_default_func: The function for all others, likewise; by default the mean.
+
+        Raises:
+            Exception: Whatever a user's function raises.
+        """
+        import numpy as np
+
+        funcs = {**(agg_key_funcs or {}), **reduction(self.window.funcs)}
+        default = self.window.default if self.window.default is not None else agg_default_func
+        # A result of NaN or infinity says it all; numpy's warning about it could be an error in training.
+        with np.errstate(all="ignore"):
+            return merge_dicts(held, funcs, reduction("mean" if default is None else default))
+
+
+class Held(NamedTuple):
+    """What a window held.
+
+    Attributes:
+        calls: The metrics of its calls, in order.
+        step: Step of the last one.
+        where: What was given with the last one.
+    """
+
+    calls: list[dict[str, Any]]
+    step: Step
+    where: Any
