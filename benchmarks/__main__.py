@@ -1,24 +1,65 @@
-"""``python -m benchmarks [--quick]``: print what logging costs on this machine, as Markdown."""
+"""``python -m benchmarks [PART ...] [--quick] [--write FILE]``: what logging costs on this machine, as Markdown."""
 
 import argparse
 import os
 import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
 
-from benchmarks import log_path, merging, outage
+from benchmarks import log_path, merging, outage, suite
 
 
 def main() -> None:
     """Measure and print."""
+    began = time.monotonic()
+    parts = ("calls", "growth", "delivered", "fit", "busy", "startup", "recovery", "merging", "image", "outage")
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}; by default all")
     parser.add_argument("--quick", action="store_true", help="only see that everything runs")
-    quick = parser.parse_args().quick
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
-    print("\n".join(log_path.cost(3, 500) if quick else log_path.cost(15, 20_000)), "\n")
-    print("\n".join(merging.table(3, 5) if quick else merging.table(15, 200)), "\n")
-    if quick:
-        return
-    print("\n".join(log_path.growth(1_000_000)), "\n")
-    print("\n".join(outage.table(60, 20)))
+    parser.add_argument("--write", type=Path, help="also write the tables to this file, with a picture beside it")
+    given = parser.parse_args()
+    for part in given.parts:
+        if part not in parts:
+            parser.error(f"there is no part {part!r}; choose from {', '.join(parts)}")
+    quick, chosen = given.quick, given.parts or parts
+    size = suite.QUICK if quick else suite.Size()
+    report = suite.Report()
+    machine = (
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    )
+    print(machine, flush=True)
+
+    def paragraph(title: str, lines: list[str]) -> None:
+        report.lines += [f"## {title}", "", *lines, ""]
+        print("\n".join(report.lines[-len(lines) - 3 :]), flush=True)
+
+    with suite.mlflow_server(1) as uri:
+        runs: dict[str, Callable[[], None]] = {
+            "calls": lambda: suite.calls(report, size, uri),
+            "growth": lambda: paragraph("Growth", log_path.growth(20_000 if quick else 1_000_000)),
+            "delivered": lambda: suite.delivered(report, size),
+            "fit": lambda: suite.fit(report, size, uri),
+            "busy": lambda: suite.busy(report, size, uri),
+            "startup": lambda: suite.startup(report, size, uri),
+            "recovery": lambda: suite.recovery(report, size),
+            "merging": lambda: paragraph(
+                "merge_dicts: times faster than Lightning's", merging.table(3, 5) if quick else merging.table(15, 200)
+            ),
+            "image": lambda: suite.image(report, size, uri),
+            "outage": lambda: paragraph("A server that is killed", outage.table(*((3, 1) if quick else (60, 20)))),
+        }
+        for part in chosen:
+            runs[part]()
+    if given.write:
+        given.write.parent.mkdir(parents=True, exist_ok=True)
+        drawing = given.write.with_suffix(".svg")
+        head = ["<!-- written by `python -m benchmarks --write` -->", "", f"Measured on {machine}.", ""]
+        if report.bars:
+            suite.picture(report, drawing)
+            head += [f"![what a log call costs]({drawing.name})", ""]
+        given.write.write_text("\n".join([*head, *report.lines]).rstrip() + "\n")
+    print(f"{time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":

@@ -130,6 +130,28 @@ def test_demo_with_nothing_listening_ends_and_says_how_to_go_on(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("logger", "label"),
+    [
+        ("comet", "Comet's offline archive"),
+        ("neptune", "Neptune's offline folder"),
+        ("wandb", "W&B's offline folder"),
+        ("tensorboard", "TensorBoard's event files"),
+        ("csv", "metrics.csv"),
+    ],
+)
+def test_demo_with_other_trackers(tmp_path: Path, logger: str, label: str) -> None:
+    """With every tracker all points and parameters are read back from what it keeps, and nothing lies elsewhere."""
+    result = demo(tmp_path, "--epochs", "1", "--logger", logger, "--save-dir", "out")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr == "" or logger == "neptune"  # which says how it keeps two points of one step
+    assert f"Read back from {label}: " in result.stdout
+    assert "138 of 138 points read back, equal in step and value" in result.stdout
+    assert "epochs=1, learning_rate=0.002" in result.stdout
+    assert "confusion_matrix.png" in result.stdout
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("--epoch", "1"), "No such option: --epoch"),

@@ -1,4 +1,4 @@
-"""``lightning-loggers demo``: a real training run, logged to MLflow and read back from it."""
+"""``lightning-loggers demo``: a real training run, logged to a tracker and read back from it."""
 
 import contextlib
 import importlib.util
@@ -6,40 +6,45 @@ import logging
 import os
 import shlex
 import shutil
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lightning_loggers.adapters.registry import adapter_class
+from lightning_loggers.adapters.registry import KNOWN, adapter_class
 from lightning_loggers.cli import console, tables
-from lightning_loggers.errors import ConfigurationError, MissingDependencyError, TrackerUnavailableError
+from lightning_loggers.demo.trackers import Tracker, demo_tracker
+from lightning_loggers.errors import ConfigurationError, MissingDependencyError
 from lightning_loggers.progress import is_interactive
-from lightning_loggers.secrets import secrets_of_uri, strip_uri
+from lightning_loggers.secrets import secrets_of_uri
 
 if TYPE_CHECKING:
-    from lightning_loggers.demo.readback import ReadRun
+    from lightning_loggers.demo.readback import DemoTracker, ReadRun
     from lightning_loggers.demo.tally import Tally
-    from lightning_loggers.loggers.mlflow import MLFlowLogger
+    from lightning_loggers.loggers.journaled import JournaledLogger
 
-_EXPERIMENT = "digits-demo"
-_NEEDS = {"mlflow": "mlflow", "sklearn": "scikit-learn", "matplotlib": "matplotlib", "plotext": "plotext"}
+_NEEDS = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "plotext": "plotext"}
 _FINALIZE_TIMEOUT_S = 10.0
 _LARGEST_SEED = 2**32 - 1
-_CHATTER = ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic")
+_CHATTER = ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic", "comet_ml", "neptune", "wandb")
 
 
 def demo(
+    logger: Annotated[
+        Tracker,
+        typer.Option(
+            help="Where to log to. Comet, Neptune and W&B write their offline formats: no account is needed.",
+        ),
+    ] = Tracker.MLFLOW,
     tracking_uri: Annotated[
         str | None,
         typer.Option(
             envvar="MLFLOW_TRACKING_URI",
-            help="An MLflow server (http://...) or database (sqlite:///...). By default a SQLite file in the folder.",
+            help="For mlflow: a server (http://...) or database (sqlite:///...). By default a SQLite file.",
             show_default=False,
         ),
     ] = None,
@@ -49,46 +54,38 @@ def demo(
     ),
     seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="For weights and the order of images.")] = 0,
 ) -> None:
-    """Train a small network on handwritten digits, log it to MLflow and read it back.
+    """Train a small network on handwritten digits, log it to a tracker and read it back.
 
-    Takes less than a minute on two CPU cores and downloads nothing. Exit code 1 if MLflow has not taken the whole run.
+    Takes less than a minute on two CPU cores and downloads nothing. Exit code 1 if the tracker has not taken the whole
+    run.
     """
-    _check(tracking_uri, save_dir)
+    _check(logger, tracking_uri, save_dir)
+    tracker = demo_tracker(logger)
     began = time.monotonic()
     with _quiet():
-        with _busy("Loading PyTorch and MLflow"):
-            import mlflow
+        with _busy(f"Loading PyTorch and {tracker.label}"):
             import torch
 
-            from lightning_loggers.loggers.mlflow import MLFlowLogger
-
+            made = tracker.make(save_dir, tracking_uri, _FINALIZE_TIMEOUT_S)
             _calm_loggers()
             torch.set_num_threads(1)  # on images this small, several threads mostly wait for one another
-        logger = MLFlowLogger(
-            _EXPERIMENT,
-            tracking_uri=tracking_uri or None,
-            save_dir=str(save_dir),
-            log_model=True,
-            finalize_timeout_s=_FINALIZE_TIMEOUT_S,
-        )
-        tally = _train(logger, epochs=epochs, seed=seed)
+        tally = _train(made, epochs=epochs, seed=seed)
         trained_s = time.monotonic() - began
         console.show(_result(tally, epochs, trained_s))
-        if not _delivered(logger):  # finalize has told where the records are and what delivers them
-            logger.close()
-            console.show("There is nothing to read back yet: MLflow has not taken the run.")
+        if not _delivered(made, tracker):  # finalize has told where the records are and what delivers them
+            made.close()
+            console.show(f"There is nothing to read back yet: {tracker.label} has not taken the run.")
             raise typer.Exit(1)
         try:
-            with _busy("Reading the run back from MLflow"):
-                uri = logger.experiment.tracking_uri
-                read = _read_back(mlflow, uri, logger)
-        except (mlflow.exceptions.MlflowException, TrackerUnavailableError) as error:
-            console.say(f"MLflow has taken the run, and does not answer now that it is to be read back: {error}")
+            with _busy(f"Reading the run back from {tracker.label}"):
+                read = tracker.read(made)
+        except Exception as error:  # noqa: BLE001 - whatever an SDK raises when its tracker has gone
+            console.say(f"{tracker.label} has taken the run, and cannot be read now: {error}")
             raise typer.Exit(1) from None
         finally:
-            logger.close()
-    complete = _report(read, tally, uri)
-    console.show(f"\nThe journal, which anyone can read: {logger.log_dir}/journal")
+            made.close()
+    complete = _report(read, tally, tracker)
+    console.show(f"\nThe journal, which anyone can read: {made.log_dir}/journal")
     if not complete:
         raise typer.Exit(1)
 
@@ -96,19 +93,22 @@ def demo(
 # ---------------------------------------------------------------------- before
 
 
-def _check(tracking_uri: str | None, save_dir: Path) -> None:
+def _check(name: str, tracking_uri: str | None, save_dir: Path) -> None:
     """Refuse what cannot work, in a moment; the folder is made last, so that nothing is left behind.
 
     Raises:
         ConfigurationError: With the cure.
     """
-    for module, requirement in _NEEDS.items():
+    known = KNOWN[name]
+    extras = "demo" if known.extra in {None, "mlflow"} else f"demo,{known.extra}"
+    needs = _NEEDS if known.module is None else {known.module: str(known.extra), **_NEEDS}
+    for module, requirement in needs.items():
         if importlib.util.find_spec(module) is None:
             raise MissingDependencyError(
                 f"`lightning-loggers demo` needs `{requirement}` (not installed). "
-                "Install it: pip install 'lightning-loggers[demo]'"
+                f"Install it: pip install 'lightning-loggers[{extras}]'"
             )
-    if tracking_uri:
+    if tracking_uri and name == "mlflow":
         console.keep_secret(secrets_of_uri(tracking_uri))
         adapter_class("mlflow").check_options({"tracking_uri": tracking_uri})
     try:
@@ -155,7 +155,7 @@ def _busy(what: str) -> Iterator[None]:
 # ---------------------------------------------------------------------- training
 
 
-def _train(logger: "MLFlowLogger", *, epochs: int, seed: int) -> "Tally":
+def _train(logger: "JournaledLogger", *, epochs: int, seed: int) -> "Tally":
     from lightning.pytorch import Trainer, seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -190,11 +190,11 @@ def _train(logger: "MLFlowLogger", *, epochs: int, seed: int) -> "Tally":
     return tally
 
 
-def _delivered(logger: "MLFlowLogger") -> bool:
-    """Whether MLflow has the whole run; waits on while it takes more of it, as a slow machine's does."""
+def _delivered(logger: "JournaledLogger", tracker: "DemoTracker") -> bool:
+    """Whether the tracker has the whole run; waits on while it takes more of it, as a slow machine's does."""
     stats = logger.stats
     deadline = time.monotonic() + (_FINALIZE_TIMEOUT_S if stats.delivered else 0)
-    with _busy("Waiting for MLflow"):
+    with _busy(f"Waiting for {tracker.label}"):
         while stats.pending and time.monotonic() < deadline:
             time.sleep(0.1)
             before, stats = stats, logger.stats
@@ -215,39 +215,30 @@ def _result(tally: "Tally", epochs: int, seconds: float) -> str:
 # ---------------------------------------------------------------------- afterwards
 
 
-def _read_back(mlflow: Any, uri: str, logger: "MLFlowLogger") -> "ReadRun":
-    from lightning_loggers.demo.readback import read_run
+def _report(read: "ReadRun", tally: "Tally", tracker: "DemoTracker") -> bool:
+    """Show what the tracker has; returns whether that is what was logged."""
+    from lightning_loggers.demo.readback import EXPERIMENT, compare
 
-    assert logger.run_id is not None
-    return read_run(mlflow.MlflowClient(tracking_uri=uri), logger.run_id)
-
-
-def _report(read: "ReadRun", tally: "Tally", uri: str) -> bool:
-    """Show what MLflow has; returns whether that is what was logged."""
-    from lightning_loggers.demo.readback import compare
-
-    rows, complete = compare(tally.points, read.metrics)
-    console.show(f"\nRead back from MLflow: run {read.name}, {read.status}")
+    rows, complete = compare(tally.points, read.metrics, float32=tracker.float32)
+    console.show(f"\nRead back from {tracker.label}: {read.title}")
     tables.show_table(("metric", "logged", "read back", "first", "last", "lowest", "highest"), rows)
     logged, got = (sum(map(len, points.values())) for points in (tally.points, read.metrics))
     same = "equal in step and value" if complete else "NOT all equal in step and value"
-    console.show(f"{got:,} of {logged:,} points read back, {same}.")
-    _curve(read.metrics)
+    rounding = " (as 32-bit floats, which it stores)" if tracker.float32 else ""
+    console.show(f"{got:,} of {logged:,} points read back, {same}{rounding}.")
+    _curve(read.metrics, tracker)
     console.show(f"Parameters: {', '.join(f'{key}={value}' for key, value in sorted(read.params.items()))}")
-    console.show(f"Files: {', '.join(read.artifacts)}")
-    runs = f"{read.siblings} runs" if read.siblings > 1 else "its first run"
-    console.show(f"The experiment {_EXPERIMENT!r} has {runs}.")
-    public = strip_uri(uri)
-    if uri.startswith(("http://", "https://")):
-        console.show(f"\nSee it: {public.rstrip('/')}/#/experiments/{read.experiment_id}/runs/{read.run_id}")
-    else:
-        mlflow = "mlflow" if shutil.which("mlflow") else shlex.quote(str(Path(sys.executable).with_name("mlflow")))
-        console.show(f"\nSee it:\n  {mlflow} ui --backend-store-uri {shlex.quote(public)}")
-        console.show(f"and open http://127.0.0.1:5000/#/experiments/{read.experiment_id}/runs/{read.run_id}")
+    console.show(f"Files: {', '.join(read.files)}")
+    if read.runs is not None:
+        runs = f"{read.runs} runs" if read.runs > 1 else "its first run"
+        console.show(f"The experiment {EXPERIMENT!r} has {runs}.")
+    console.show("")
+    for line in read.see:
+        console.show(line)
     return complete
 
 
-def _curve(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+def _curve(metrics: Mapping[str, Sequence[tuple[int, float]]], tracker: "DemoTracker") -> None:
     """Draw both losses over the steps."""
     import plotext
 
@@ -266,7 +257,7 @@ def _curve(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> None:
     figure.legend(x=last, y=highest, ha="right", va="top", relative=True)
     ticks = sorted({round(last * part / 5) for part in range(6)})
     figure.ruler("x").ticks(ticks, [str(tick) for tick in ticks])
-    figure.title("loss, as read back from MLflow")
+    figure.title(f"loss, as read back from {tracker.label}")
     figure.label("step")
     colorless = not console.is_terminal() or bool(os.environ.get("NO_COLOR"))
     typer.echo(figure.build().string(colorless=colorless))

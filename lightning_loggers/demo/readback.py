@@ -1,71 +1,79 @@
-"""Reading a run back through MLflow's own client."""
+"""What the demo needs of a tracker, and the comparison of what was logged with what is read back."""
 
+import ctypes
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
 
 from lightning_loggers.demo.tally import Point
+
+EXPERIMENT = "digits-demo"
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRun:
-    """A run as MLflow has it.
+    """A run as its tracker has it.
 
     Attributes:
-        run_id: MLflow's id.
-        experiment_id: MLflow's id of the experiment.
-        name: Its name there.
-        status: Its status there, such as ``FINISHED``.
-        params: Hyperparameters.
+        title: What it is there, such as ``"run x, FINISHED"``.
+        params: Hyperparameters, as text.
         metrics: Metric to its points, step and value, in the order of the steps.
-        artifacts: Paths of all files.
-        siblings: How many runs the experiment has.
+        files: Paths of all files.
+        see: Lines that say how to see it there.
+        runs: How many runs of the demo the tracker has; ``None`` where it does not say.
     """
 
-    run_id: str
-    experiment_id: str
-    name: str
-    status: str
+    title: str
     params: dict[str, str]
     metrics: dict[str, list[Point]]
-    artifacts: list[str]
-    siblings: int
+    files: list[str]
+    see: list[str] = field(default_factory=list)
+    runs: int | None = None
 
 
-def read_run(client: Any, run_id: str) -> ReadRun:
-    """Read everything of a run.
+class DemoTracker(ABC):
+    """A tracker as the demo uses it.
 
-    Args:
-        client: An ``MlflowClient``.
-        run_id: MLflow's id of the run.
-
-    Raises:
-        mlflow.exceptions.MlflowException: If MLflow does not answer or has no such run.
+    Attributes:
+        name: Of its adapter.
+        label: What people call it.
+        float32: Whether it stores 32-bit floats.
     """
-    run = client.get_run(run_id)
-    return ReadRun(
-        run_id=run_id,
-        experiment_id=run.info.experiment_id,
-        name=run.info.run_name,
-        status=run.info.status,
-        params=dict(run.data.params),
-        metrics={
-            key: sorted((metric.step, metric.value) for metric in client.get_metric_history(run_id, key))
-            for key in sorted(run.data.metrics)
-        },
-        artifacts=sorted(_files(client, run_id, None)),
-        siblings=len(client.search_runs([run.info.experiment_id], max_results=1000)),
-    )
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    float32: ClassVar[bool] = False
+
+    @abstractmethod
+    def make(self, save_dir: Path, tracking_uri: str | None, finalize_timeout_s: float) -> Any:
+        """Make the logger.
+
+        Args:
+            save_dir: Where everything is kept.
+            tracking_uri: Where the tracker is, for one that has an address.
+            finalize_timeout_s: Longest wait at the end, seconds.
+        """
+
+    @abstractmethod
+    def read(self, logger: Any) -> ReadRun:
+        """Read the run back with the tracker's own reader, or that of its file format.
+
+        Raises:
+            Exception: Of the SDK, if the tracker does not answer.
+        """
 
 
 def compare(
-    logged: Mapping[str, Sequence[Point]], read: Mapping[str, Sequence[Point]]
+    logged: Mapping[str, Sequence[Point]], read: Mapping[str, Sequence[Point]], *, float32: bool = False
 ) -> tuple[list[tuple[object, ...]], bool]:
     """Compare what was logged with what was read back, metric by metric.
 
     Args:
         logged: Metric to its points, step and value.
         read: The same, from the tracker.
+        float32: Whether the tracker stores 32-bit floats, to which what was logged is rounded then.
 
     Returns:
         Rows for a table, and whether all points are equal.
@@ -74,18 +82,19 @@ def compare(
     ([('loss', 2, 1, '0.5000', '0.5000', '0.5000', '0.5000')], False)
     """
     rows: list[tuple[object, ...]] = []
+    complete = True
     for key in sorted(logged.keys() | read.keys()):
         points = read.get(key, ())
         values = [value for _, value in points]
         numbers = [values[0], values[-1], min(values), max(values)] if values else []
         texts = [f"{number:.4f}" for number in numbers] or ["", "", "", ""]
         rows.append((key, len(logged.get(key, ())), len(points), *texts))
-    complete = all(sorted(logged.get(key, ())) == sorted(read.get(key, ())) for key in logged.keys() | read.keys())
+        expected = [(step, ctypes.c_float(value).value if float32 else value) for step, value in logged.get(key, ())]
+        complete = complete and sorted(expected) == sorted(points)
     return rows, complete
 
 
-def _files(client: Any, run_id: str, folder: str | None) -> list[str]:
-    found: list[str] = []
-    for item in client.list_artifacts(run_id, folder):
-        found += _files(client, run_id, item.path) if item.is_dir else [item.path]
-    return found
+def files_below(folder: Path) -> list[str]:
+    """Paths of all files below a folder, relative to it, the journal's left out."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path) for path in found if path.parts[0] != "journal")

@@ -1,0 +1,289 @@
+"""One measurement in a process of its own: ``python -m benchmarks.one NAME '{"row": ...}'`` prints its result as JSON."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import BY_NAME, FLOOR
+
+_FEW_S = 6.0
+
+
+def _metrics(count: int, step: int) -> dict[str, float]:
+    return {f"metric_{index}": 0.123456789 * index + step for index in range(count)}
+
+
+def calls(row: str, count: int, number: int, uri: str, folder: Path) -> dict[str, Any]:
+    """(a) Seconds that the training thread spends in ``log_metrics`` and ``save``, call by call."""
+    chosen = BY_NAME[row]
+    logger = chosen.make(folder, uri)
+    taken: list[float] = []
+    number = min(number, chosen.calls)
+    for step in range(50):
+        logger.log_metrics(_metrics(count, step), step)
+        logger.save()
+    if hasattr(logger, "wait_for_run") and "journal only" not in row:
+        logger.wait_for_run(120)  # the steady state of a long run
+    ends = time.perf_counter() + _FEW_S
+    for step in range(50, 50 + number):
+        metrics = _metrics(count, step)
+        before = time.perf_counter()
+        logger.log_metrics(metrics, step)
+        logger.save()
+        after = time.perf_counter()
+        taken.append(after - before)
+        if after > ends:
+            break
+        if chosen.sort != FLOOR:  # a training step: what works in the background has its share of the machine
+            while time.perf_counter() < after + 0.0003:
+                pass
+    logger.finalize("success")
+    return {"seconds": taken}
+
+
+def delivered(row: str, points: int, uri: str, folder: Path) -> dict[str, Any]:
+    """(c) Seconds from the first call until all points can be read from MLflow."""
+    from mlflow import MlflowClient
+
+    if row == "bare log_batch":
+        return _bare(uri, points)
+    logger = BY_NAME[row].make(folder, uri)
+    if hasattr(logger, "wait_for_run"):
+        logger.wait_for_run(120)
+    else:
+        _ = logger.run_id
+    begun = time.perf_counter()
+    for step in range(points // 5):
+        logger.log_metrics(_metrics(5, step), step)
+        logger.save()
+    logger.finalize("success")
+    seconds = time.perf_counter() - begun
+    found = MlflowClient(tracking_uri=logger.experiment.tracking_uri).get_metric_history(logger.run_id, "metric_0")
+    return {"seconds": seconds, "complete": len(found) == points // 5}
+
+
+def _bare(uri: str, points: int) -> dict[str, Any]:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+    client = MlflowClient(tracking_uri=uri)
+    run = client.create_run(client.create_experiment(f"bare-{time.time_ns()}")).info.run_id
+    begun = time.perf_counter()
+    for start in range(0, points // 5, 200):
+        batch = [
+            Metric(key, value, time.time_ns() // 1_000_000, step)
+            for step in range(start, min(start + 200, points // 5))
+            for key, value in _metrics(5, step).items()
+        ]
+        client.log_batch(run, metrics=batch)
+    seconds = time.perf_counter() - begun
+    return {"seconds": seconds, "complete": len(client.get_metric_history(run, "metric_0")) == points // 5}
+
+
+def fit(row: str, epochs: int, uri: str, folder: Path) -> dict[str, Any]:
+    """(d) Seconds of a real ``Trainer.fit``: its training loop, and all of it."""
+    import torch
+    from lightning.pytorch import Callback, Trainer, seed_everything
+
+    from lightning_loggers.demo.digits import DigitsData, DigitsNet
+
+    torch.set_num_threads(1)
+
+    class Clock(Callback):
+        """Seconds between the first step and the last."""
+
+        seconds = 0.0
+
+        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+            self._begun = time.perf_counter()
+
+        def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+            self.seconds = time.perf_counter() - self._begun
+
+    def train(logger: Any, number: int) -> tuple[float, float]:
+        seed_everything(0, verbose=False)
+        clock = Clock()
+        trainer = Trainer(
+            max_epochs=number, logger=logger, log_every_n_steps=1, accelerator="cpu", enable_progress_bar=False,
+            enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=0, limit_val_batches=0,
+            callbacks=[clock],
+        )  # fmt: skip
+        begun = time.perf_counter()
+        trainer.fit(DigitsNet(), DigitsData())
+        return clock.seconds, time.perf_counter() - begun
+
+    train(False, 1)
+    logger: Any = False
+    if row == "no-op logger":
+        from lightning_loggers import DummyLogger
+
+        logger = DummyLogger()
+    elif row != "logger=False":
+        logger = BY_NAME[row].make(folder, uri)
+        if hasattr(logger, "wait_for_run") and "journal only" not in row:
+            logger.wait_for_run(120)
+    loop, whole = train(logger, epochs)
+    return {"loop": loop, "whole": whole}
+
+
+def busy(row: str, seconds: float, uri: str, folder: Path) -> dict[str, Any]:
+    """(e) How many units of pure Python work are done a second, with 1,000 points a second logged between them."""
+    logger = BY_NAME[row].make(folder, uri)
+    if hasattr(logger, "wait_for_run") and "journal only" not in row:
+        logger.log_metrics(_metrics(5, 0), 0)
+        logger.wait_for_run(120)
+    unit = list(range(200))
+    work, step = 0, 0
+    begun = now = time.perf_counter()
+    inside = 0.0
+    while now - begun < seconds:
+        for _ in range(20):
+            sum(value * value for value in unit)
+        work += 1
+        now = time.perf_counter()
+        if now - begun > step * 0.005:  # five metrics, 200 times a second
+            step += 1
+            logger.log_metrics(_metrics(5, step), step)
+            logger.save()
+            inside += time.perf_counter() - now
+    rate = work / (time.perf_counter() - begun)
+    logger.finalize("success")
+    return {"rate": rate, "logging_share": inside / seconds}
+
+
+def construction(row: str, uri: str, folder: Path) -> dict[str, Any]:
+    """(f) Seconds to import, to construct, and to the return of the first log call."""
+    begun = time.perf_counter()
+    import lightning_loggers
+
+    lightning_loggers.MLFlowLogger  # noqa: B018 - its module is loaded when it is asked for
+    imported = time.perf_counter()
+    logger = BY_NAME[row].make(folder, uri)
+    made = time.perf_counter()
+    logger.log_metrics(_metrics(5, 0), 0)
+    logged = time.perf_counter()
+    if hasattr(logger, "_finalize_timeout_s"):
+        logger._finalize_timeout_s = 0.0
+    os._exit(_say({"import": imported - begun, "construct": made - imported, "first": logged - made}))
+
+
+def recovery(records: int, uri: str, folder: Path) -> dict[str, Any]:
+    """(g) Seconds in which ``sync`` delivers a journal, beside bare ``log_batch`` calls with the same points."""
+    import subprocess
+
+    from lightning_loggers import MLFlowLogger
+
+    taken = []
+    for number in (1, records):  # the first one for what every start costs: the SDK's import, a store's tables
+        runs = folder / f"runs-{number}"
+        logger = MLFlowLogger("recovery", tracking_uri=uri, save_dir=runs, delivery="offline")
+        for step in range(number):
+            logger.log_metrics({"loss": 1 / (step + 1)}, step)
+        logger.finalize("success")
+        logger.close()
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "lightning_loggers", "sync", str(runs)], check=True, capture_output=True)
+        taken.append(time.perf_counter() - begun)
+    return {"start": taken[0], "seconds": taken[1], "bare": _bulk(uri, records)}
+
+
+def _bulk(uri: str, points: int) -> float:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+    client = MlflowClient(tracking_uri=uri)
+    run = client.create_run(client.create_experiment(f"bulk-{time.time_ns()}")).info.run_id
+    begun = time.perf_counter()
+    for start in range(0, points, 1000):
+        now = time.time_ns() // 1_000_000
+        client.log_batch(run, metrics=[Metric("loss", 1 / (s + 1), now, s) for s in range(start, start + 1000)])
+    return time.perf_counter() - begun
+
+
+def image(row: str, number: int, uri: str, folder: Path) -> dict[str, Any]:
+    """(i) Seconds that a 512 x 512 image costs the training thread, and its array's copy."""
+    import numpy as np
+
+    picture = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
+    logger = BY_NAME[row].make(folder, uri)
+    log: Callable[[Any, int], object]
+    if row.startswith("ours"):
+
+        def log(array: Any, step: int) -> object:
+            return logger.log(array, "picture", kind="image", step=step)
+
+    elif "TensorBoard" in row:
+
+        def log(array: Any, step: int) -> object:
+            return logger.experiment.add_image("picture", array, step, dataformats="HWC")
+
+    elif "Wandb" in row:
+
+        def log(array: Any, step: int) -> object:
+            return logger.log_image("picture", [array], step=step)
+
+    else:
+
+        def log(array: Any, step: int) -> object:
+            return logger.experiment.log_image(logger.run_id, array, key="picture", step=step)
+
+    log(picture, 0)
+    copied, logged = [], []
+    for step in range(1, number + 1):
+        fresh = picture + np.uint8(step)
+        before = time.perf_counter()
+        fresh.copy()
+        between = time.perf_counter()
+        log(fresh, step)
+        after = time.perf_counter()
+        copied.append(between - before)
+        logged.append(after - between)
+        time.sleep(0.05)
+    logger.finalize("success")
+    return {"copy": copied, "log": logged}
+
+
+MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
+    "calls": calls, "delivered": delivered, "fit": fit, "busy": busy, "construction": construction,
+    "recovery": recovery, "image": image,
+}  # fmt: skip
+
+
+def _say(result: dict[str, Any]) -> int:
+    os.write(3, json.dumps(result).encode())
+    return 0
+
+
+def main() -> None:
+    """Measure; the result goes to descriptor 3, so that nobody else's output gets in between."""
+    warnings.simplefilter("ignore")
+    for name in (
+        "lightning.pytorch",
+        "lightning.fabric",
+        "mlflow",
+        "alembic",
+        "comet_ml",
+        "neptune",
+        "lightning_loggers",
+    ):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    name, given = sys.argv[1], json.loads(sys.argv[2])
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.chdir(folder)
+        with contextlib.redirect_stdout(io.StringIO()):
+            result = MEASURES[name](**given, folder=Path(folder))
+        _say(result)
+        sys.stdout = sys.stderr = io.StringIO()  # farewells of SDKs
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,357 @@
+"""Runs the measurements, each in a process of its own, in turn, and puts them into tables and a picture."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import percentiles
+from benchmarks.rows import BY_NAME, FLOOR, OURS, ROWS, Row
+
+STORES: Sequence[tuple[str, int | None]] = (
+    ("SQLite file", 0),
+    ("server, one worker", 1),
+    ("server, default workers", None),
+)
+FLOOR_ROW = "msgspec encode + `os.write`"
+MLFLOW = ("ours, MLFlowLogger, SQLite", "ours, MLFlowLogger, server")
+NOTHING_LISTENS = "http://127.0.0.1:9"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    repeats: int = 5
+    calls: int = 20_000
+    points: int = 50_000
+    epochs: int = 20
+    busy_s: float = 6.0
+    records: int = 100_000
+    images: int = 20
+    slow_points: int = 2_500
+    stores: int = 3
+    rows: Sequence[Row] = field(default_factory=lambda: ROWS)
+
+
+QUICK = Size(
+    repeats=1, calls=50, points=500, epochs=1, busy_s=0.5, records=2_000, images=2, slow_points=100, stores=1,
+    rows=[BY_NAME[name] for name in ("no-op logger", FLOOR_ROW, "Lightning CSVLogger", "ours, CSVLogger")],
+)  # fmt: skip
+
+
+def installed(rows: Sequence[Row]) -> list[Row]:
+    """Those whose library is here."""
+    return [row for row in rows if importlib.util.find_spec(row.needs) is not None]
+
+
+def run_one(name: str, given: dict[str, Any]) -> dict[str, Any] | None:
+    """One measurement; ``None`` if it failed, which is told."""
+    ours, theirs = os.pipe()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _START.format(fd=theirs), name, json.dumps(given)],
+            stdout=said, stderr=said, pass_fds=[theirs], start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])},
+        )  # fmt: skip
+        os.close(theirs)
+        with open(ours, "rb") as answer:
+            try:
+                process.wait(600)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # services that an SDK left behind hold the pipe
+                os.killpg(process.pid, signal.SIGKILL)
+            text = answer.read()
+        if not text:
+            said.seek(0)
+            print(f"{name} {given}: failed\n{said.read().decode()[-1500:]}", file=sys.stderr)
+            return None
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+_START = "import os, sys; os.dup2({fd}, 3); from benchmarks.one import main; main()"
+
+
+@contextlib.contextmanager
+def mlflow_server(workers: int | None) -> Iterator[str]:
+    """A real server on loopback, with the default number of workers if none is given."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        with (Path(folder) / "log").open("wb") as log:
+            server = subprocess.Popen(
+                [
+                    sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+                    "--backend-store-uri", f"sqlite:///{folder}/server.db",
+                    "--artifacts-destination", f"{folder}/artifacts", "--serve-artifacts",
+                    *([] if workers is None else ["--workers", str(workers)]),
+                ],
+                stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        uri = f"http://127.0.0.1:{port}"
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{uri}/health", timeout=1):
+                break
+            time.sleep(0.1)
+        try:
+            yield uri
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def in_turn(name: str, given: dict[str, dict[str, Any]], repeats: int) -> dict[str, list[dict[str, Any]]]:
+    """Every measurement ``repeats`` times, all of them in turn."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for _ in range(repeats):
+        for label, arguments in given.items():
+            result = run_one(name, arguments)
+            if result is not None:
+                found[label].append(result)
+    return found
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+@dataclass
+class Report:
+    """Tables so far, and what the picture shows."""
+
+    lines: list[str] = field(default_factory=list)
+    bars: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+    def table(self, title: str, text: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Add a table."""
+        self.lines += [f"## {title}", "", text, "", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+        self.lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
+        print("\n".join(self.lines[-len(rows) - 6 :]), flush=True)
+
+
+def calls(report: Report, size: Size, uri: str) -> None:
+    """(a)."""
+    rows = installed(size.rows)
+    for count in (5, 100):
+        given = {row.name: {"row": row.name, "count": count, "number": size.calls, "uri": uri} for row in rows}
+        found = in_turn("calls", given, size.repeats)
+        medians = {
+            name: [percentiles(r["seconds"])["median"] * 1e6 for r in results] for name, results in found.items()
+        }
+        floor = statistics.median(medians[FLOOR_ROW])
+        lines = []
+        for name, values in medians.items():
+            every = [seconds * 1e6 for result in found[name] for seconds in result["seconds"]]
+            tail = percentiles(every)
+            keeps = {True: "yes", False: "no", None: ""}[BY_NAME[name].keeps]
+            median = statistics.median(values)
+            lines.append(
+                [name, keeps, _spread(values, ".1f"), f"{tail['p99']:,.0f}", f"{tail['longest']:,.0f}", f"{median / floor:.1f}"]
+            )  # fmt: skip
+            if count == 5:
+                report.bars[name] = (BY_NAME[name].sort, median)
+        report.table(
+            f"A call of {count} metrics",
+            f"`log_metrics` and `save`, microseconds in the training thread; medians of {size.repeats} processes each, in "
+            "turn, with the lowest and highest; p99 and longest over all calls.",
+            ["logger", "kept after SIGKILL", "median", "p99", "longest", "times the floor"],
+            lines,
+        )
+
+
+def delivered(report: Report, size: Size) -> None:
+    """(c)."""
+    lines = []
+    peers = ["Lightning MLFlowLogger, server"] if size.repeats > 1 else []
+    for label, workers in STORES[: size.stores]:
+        with (
+            mlflow_server(workers) if workers != 0 else contextlib.nullcontext("") as uri,
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            where = uri or f"sqlite:///{folder}/bare.db"
+            ours = MLFLOW[0 if workers == 0 else 1]
+            given = {
+                "bare": {"row": "bare log_batch", "points": size.points, "uri": where},
+                "ours": {"row": ours, "points": size.points, "uri": where},
+            }
+            if workers != 0:
+                given |= {name: {"row": name, "points": size.slow_points, "uri": where} for name in peers}
+            found = in_turn("delivered", given, min(size.repeats, 3))
+        speeds = {name: [given[name]["points"] / r["seconds"] for r in results] for name, results in found.items()}
+        if not {"bare", "ours"} <= speeds.keys():
+            continue
+        ratio = statistics.median(speeds["bare"]) / statistics.median(speeds["ours"])
+        complete = all(r["complete"] for results in found.values() for r in results)
+        theirs = [_spread(speeds[name], ",.0f") for name in peers if name in speeds]
+        lines.append(
+            [label, _spread(speeds["bare"], ",.0f"), _spread(speeds["ours"], ",.0f"), f"{ratio:.2f}", *(theirs or [""]),
+             "yes" if complete else "NO"]
+        )  # fmt: skip
+    report.table(
+        "Delivered to MLflow",
+        f"Points a second from the first log call until {size.points:,} points can be read from the tracker, five a call; "
+        "bare: `MlflowClient.log_batch` with 1,000 metrics a call.",
+        ["store", "bare", "ours", "bare over ours", "Lightning MLFlowLogger", "all there"],
+        lines,
+    )
+
+
+def fit(report: Report, size: Size, uri: str) -> None:
+    """(d)."""
+    names = [
+        "logger=False",
+        *(row.name for row in installed(size.rows) if row.sort != FLOOR or row.name == "no-op logger"),
+    ]
+    given = {name: {"row": name, "epochs": size.epochs, "uri": uri} for name in names}
+    found = in_turn("fit", given, size.repeats)
+    base = {part: [r[part] for r in found["logger=False"]] for part in ("loop", "whole")}
+    lines = []
+    for name, results in found.items():
+        cells = [_spread([r["loop"] for r in results], ".2f")]
+        for part in ("loop", "whole"):
+            ratios = [r[part] / b for r, b in zip(results, base[part], strict=False)]
+            cells.append(_spread(ratios, ".2f"))
+        lines.append([name, *cells])
+    report.table(
+        "A real training",
+        f"`Trainer.fit` of the digits network, {size.epochs} epochs of 45 steps, every step logged "
+        "(`log_every_n_steps=1`): seconds of the training loop, and its ratio and that of the whole `fit` (with the end, which "
+        "waits for delivery) to `logger=False`.",
+        ["logger", "loop, s", "loop, ratio", "whole fit, ratio"],
+        lines,
+    )
+
+
+def busy(report: Report, size: Size, uri: str) -> None:
+    """(e)."""
+    chosen = [
+        row for row in installed(size.rows)
+        if row.name == "no-op logger" or (row.sort == OURS and "Memory" not in row.name)
+        or row.name in {"Lightning MLFlowLogger, server, `synchronous=False`", "Lightning CSVLogger", "Lightning TensorBoardLogger"}
+    ]  # fmt: skip
+    given = {row.name: {"row": row.name, "seconds": size.busy_s, "uri": uri} for row in chosen}
+    found = in_turn("busy", given, size.repeats)
+    base = [r["rate"] for r in found["no-op logger"]]
+    lines = []
+    for name, results in found.items():
+        ratios = [b / r["rate"] for r, b in zip(results, base, strict=False)]
+        lines.append([name, _spread(ratios, ".3f"), f"{statistics.median(r['logging_share'] for r in results):.2%}"])
+    report.table(
+        "A busy Python loop beside delivery",
+        "How much longer pure Python work takes while 1,000 points a second are logged and delivered (two cores, shared "
+        "with the MLflow server where there is one): ratio to the no-op logger.",
+        ["logger", "ratio", "share of time inside the log calls"],
+        lines,
+    )
+
+
+def startup(report: Report, size: Size, uri: str) -> None:
+    """(f)."""
+    plain, ours, torch = [], [], ""
+    for _ in range(size.repeats * 2):
+        for code, times in (("pass", plain), ("import lightning_loggers", ours)):
+            begun = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True)
+            times.append((time.perf_counter() - begun) * 1e3)
+    torch = subprocess.run(
+        [sys.executable, "-c", "import sys, lightning_loggers; print('torch' in sys.modules)"],
+        check=True, capture_output=True, text=True,
+    ).stdout.strip()  # fmt: skip
+    lines = [
+        ["Python's own start, ms", _spread(plain, ".0f")],
+        ["with `import lightning_loggers`, ms", _spread(ours, ".0f")],
+        ["torch imported by that", torch],
+    ]
+    for label, where in (("reachable server", uri), ("nothing listening", NOTHING_LISTENS)):
+        given = {label: {"row": MLFLOW[1], "uri": where}}
+        for result in in_turn("construction", given, size.repeats).values():
+            for part, what in (("construct", "constructing `MLFlowLogger`"), ("first", "its first log call")):
+                lines.append([f"{what}, {label}, ms", _spread([r[part] * 1e3 for r in result], ".1f")])
+    report.table("Start", "Medians, with the lowest and highest.", ["what", "result"], lines)
+
+
+def recovery(report: Report, size: Size) -> None:
+    """(g)."""
+    lines = []
+    for label, workers in STORES[: min(size.stores, 2)]:
+        with (
+            mlflow_server(workers) if workers else contextlib.nullcontext("") as uri,
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            where = uri or f"sqlite:///{folder}/recovery.db"
+            results = in_turn("recovery", {label: {"records": size.records, "uri": where}}, min(size.repeats, 3))[label]
+        if not results:
+            continue
+        ratios = [(r["seconds"] - r["start"]) / r["bare"] for r in results]
+        lines.append(
+            [label, _spread([r["seconds"] for r in results], ".1f"), _spread([r["start"] for r in results], ".1f"),
+             _spread([r["bare"] for r in results], ".1f"), _spread(ratios, ".2f")]
+        )  # fmt: skip
+    report.table(
+        "Recovery",
+        f"Seconds in which `lightning-loggers sync` delivers {size.records:,} records of one metric, of one record, and bare `log_batch` calls of 1,000 with the same points.",
+        ["store", "`sync`, s", "of one record, s", "bare, s", "ratio without that of one record"],
+        lines,
+    )
+
+
+def image(report: Report, size: Size, uri: str) -> None:
+    """(i)."""
+    wanted = {
+        "Lightning TensorBoardLogger",
+        "Lightning WandbLogger, offline",
+        "Lightning MLFlowLogger, server",
+        *MLFLOW,
+    }
+    wanted |= {"ours, journal only", "ours, TensorBoardLogger", "ours, WandbLogger, offline"}
+    rows = [row for row in installed(size.rows) if row.name in wanted]
+    given = {row.name: {"row": row.name, "number": size.images, "uri": uri} for row in rows}
+    lines = []
+    for name, results in in_turn("image", given, min(size.repeats, 3)).items():
+        logs = [statistics.median(r["log"]) * 1e6 for r in results]
+        ratios = [statistics.median(r["log"]) / statistics.median(r["copy"]) for r in results]
+        lines.append([name, _spread(logs, ",.0f"), _spread(ratios, ".2f")])
+    report.table(
+        "One image of 512 x 512",
+        "Microseconds in the training thread, and the ratio to copying its array of 786,432 bytes.",
+        ["logger", "median", "times the copy"],
+        lines,
+    )
+
+
+def picture(report: Report, path: Path) -> None:
+    """Draw what a call costs."""
+    from matplotlib.figure import Figure
+
+    colours = {"floor": "#9aa5b1", "peer": "#d98c5f", "ours": "#2f7d6d"}
+    bars = sorted(((cost, name, sort) for name, (sort, cost) in report.bars.items()), reverse=True)
+    figure = Figure(figsize=(9, 0.32 * len(bars) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    axes.barh([name.replace("`", "") for _, name, _ in bars], [cost for cost, _, _ in bars],
+              color=[colours[sort] for _, _, sort in bars])  # fmt: skip
+    for index, (cost, _, _) in enumerate(bars):
+        axes.text(cost * 1.08, index, f"{cost:,.1f}", va="center", fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlim(right=max(cost for cost, _, _ in bars) * 4)
+    axes.set_xlabel("microseconds of the training thread: log_metrics of 5 metrics, and save")
+    axes.tick_params(axis="y", labelsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
