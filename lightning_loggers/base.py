@@ -19,9 +19,10 @@ from torch.nn import Module
 from typing_extensions import override
 
 from lightning_loggers.aggregation import AggFunc, StepAggregator, merge_dicts
-from lightning_loggers.errors import ConfigurationError
+from lightning_loggers.errors import ConfigurationError, NonFiniteError, UnsuitableValueError
 from lightning_loggers.notices import Notices
 from lightning_loggers.ranks import current_rank
+from lightning_loggers.values.lazy import shared, shared_metrics
 
 __all__ = [
     "DummyExperiment",
@@ -416,7 +417,9 @@ class LoggerCollection(LightningLoggerBase):
     Guarantees:
         - An exception in one logger reaches neither the training nor the other loggers. It is counted in
           :attr:`failures` and told once per logger, method and class of exception. KeyboardInterrupt and SystemExit
-          are not held back.
+          are not held back, nor is what the user asked for (:class:`~lightning_loggers.errors.NonFiniteError`,
+          ``strict=True``) or an unknown kind: it is raised once all loggers had the call.
+        - A function in place of a value is called once at most, however many loggers record it.
         - A logger that changes the dictionary of metrics that it is given does not change it for the others.
         - ``Trainer`` keeps the collection in one piece: it is not iterable for it, and is true even when empty.
 
@@ -491,8 +494,8 @@ class LoggerCollection(LightningLoggerBase):
             metrics: Values by key.
             step: The step that they belong to.
         """
-        for index in range(len(self._loggers)):
-            self._call(index, "log_metrics", _own_copy(metrics), step)
+        metrics = shared_metrics(metrics)
+        self._each(lambda index: self._call(index, "log_metrics", _own_copy(metrics), step))
 
     @override
     def agg_and_log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -502,9 +505,11 @@ class LoggerCollection(LightningLoggerBase):
             metrics: Values by key.
             step: The step that they belong to.
         """
-        for index in range(len(self._loggers)):
-            if self._aggregates(index):
-                self._call(index, "agg_and_log_metrics", _own_copy(metrics), step)
+        self._each(
+            lambda index: (
+                self._call(index, "agg_and_log_metrics", _own_copy(metrics), step) if self._aggregates(index) else None
+            )
+        )
         if not all(map(self._aggregates, range(len(self._loggers)))):
             super().agg_and_log_metrics(metrics, step)
 
@@ -586,7 +591,7 @@ class LoggerCollection(LightningLoggerBase):
         if not name.startswith("_"):
             having = [index for index in range(len(self._loggers)) if self._has_method(index, name)]
             if having:
-                return lambda *args, **kwargs: [self._call(index, name, *args, **kwargs) for index in having]
+                return functools.partial(self._to_those_that_have_it, name, having)
         raise AttributeError(
             f"{type(self).__name__!r} object has no attribute {name!r}, and none of its loggers has such a method"
         )
@@ -620,14 +625,33 @@ class LoggerCollection(LightningLoggerBase):
             return False
 
     def _fan_out(self, method: str, *args: Any, **kwargs: Any) -> None:
-        for index in range(len(self._loggers)):
-            self._call(index, method, *args, **kwargs)
+        self._each(lambda index: self._call(index, method, *args, **kwargs))
+
+    def _to_those_that_have_it(self, method: str, having: list[int], *args: Any, **kwargs: Any) -> list[Any]:
+        if method.startswith("log"):
+            args, kwargs = shared(args), shared(kwargs)
+        answers: list[Any] = []
+        self._each(lambda index: answers.append(self._call(index, method, *args, **kwargs)), having)
+        return answers
+
+    def _each(self, call: Callable[[int], Any], indices: Sequence[int] | None = None) -> None:
+        """Call for every logger; what the user asked to be raised is raised when all had their turn."""
+        asked: Exception | None = None
+        for index in range(len(self._loggers)) if indices is None else indices:
+            try:
+                call(index)
+            except _ASKED_FOR as error:
+                asked = asked or error
+        if asked is not None:
+            raise asked
 
     def _call(self, index: int, method: str, *args: Any, **kwargs: Any) -> Any:
         try:
             call = getattr(self._loggers[index], method, None)
             # A logger need not have all methods: Lightning's own know no close().
             return None if call is None else call(*args, **kwargs)
+        except _ASKED_FOR:
+            raise
         except Exception as error:  # noqa: BLE001 - isolation of the members from training and each other
             self._failed(index, method, error)
 
@@ -653,6 +677,7 @@ class LoggerCollection(LightningLoggerBase):
 
 
 _MISSING = object()
+_ASKED_FOR = (NonFiniteError, UnsuitableValueError, ConfigurationError)
 
 
 def _own_copy(metrics: Any) -> Any:

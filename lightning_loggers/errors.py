@@ -1,6 +1,7 @@
 """What this package raises, and never into a training step.
 
 Everything here is raised in a constructor, on the command line or from a reader; a log call counts and tells instead.
+The exceptions to that are asked for by the user: :class:`NonFiniteError`, and ``log(..., strict=True)``.
 
 ::
 
@@ -10,7 +11,9 @@ Everything here is raised in a constructor, on the command line or from a reader
     ├── JournalError                a journal that cannot be read or written at all
     │   ├── JournalFormatError      written by a newer version of this package, or no journal
     │   └── JournalLockedError      another live process is its writer (or is delivering it)
-    └── TrackerUnavailableError     the tracker did not answer within the bounded time of a call that needs it
+    ├── TrackerUnavailableError     the tracker did not answer within the bounded time of a call that needs it
+    ├── UnsuitableValueError        a value of the wrong shape, rate or type, logged with ``strict=True``
+    └── NonFiniteError              a metric was NaN or infinite, which ``LogPolicy(nonfinite="raise")`` refuses
 """
 
 
@@ -40,3 +43,11 @@ class JournalLockedError(JournalError):
 
 class TrackerUnavailableError(LightningLoggersError):
     """The tracker did not answer within the bounded time of a call that cannot do without it."""
+
+
+class UnsuitableValueError(LightningLoggersError, ValueError):
+    """A value has the wrong shape, rate or type for its kind; raised by a log call only with ``strict=True``."""
+
+
+class NonFiniteError(LightningLoggersError, ArithmeticError):
+    """A metric was NaN or infinite and ``LogPolicy(nonfinite="raise")`` asks to stop; the value was recorded before."""

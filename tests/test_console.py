@@ -279,7 +279,7 @@ def test_lines_beside_the_trainers_progress_bar(python: WarmPython, bar: str) ->
     """With Lightning's own progress bars on the same terminal every line begins on a line of its own, and is whole."""
     shown = "\n".join(lines_on_terminal(python, FIT.format(bar=bar)))
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
-    found = re.findall(rf"(?:^|[\r\n]) *{CLOCK}  step (\d+)  my_loss=(\d+)  epoch=0\s*(?=[\r\n])", plain)
+    found = re.findall(rf"(?:^|[\r\n]) *{CLOCK}  epoch 0  step (\d+)  my_loss=(\d+)  epoch=0\s*(?=[\r\n])", plain)
     assert found == [(str(step), str(step)) for step in range(12)]
     assert re.search(r"run lightning_logs/\S+ finished", plain)
 

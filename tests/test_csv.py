@@ -248,7 +248,7 @@ def test_text_is_no_number(tmp_path: Path) -> None:
     logger.finalize("success")
     assert numbers(logger.log_dir) == [(3, {"loss": 0.5})]
     (text,) = (Path(logger.log_dir) / "media" / "note").iterdir()
-    assert text.name.startswith("3-")
+    assert text.name == "3.txt"
     assert text.read_text() == "good, so far"
 
 
@@ -705,7 +705,14 @@ def test_the_constructor_is_lightnings_with_keyword_only_additions() -> None:
         assert ours[name].default == parameter.default
     added = {name: ours[name] for name in ours if name not in theirs}
     assert {parameter.kind for parameter in added.values()} == {inspect.Parameter.KEYWORD_ONLY}
-    assert list(added) == ["delivery", "finalize_timeout_s", "deliver_leftovers", "agg_key_funcs", "agg_default_func"]
+    assert list(added) == [
+        "delivery",
+        "finalize_timeout_s",
+        "deliver_leftovers",
+        "agg_key_funcs",
+        "agg_default_func",
+        "policy",
+    ]
 
 
 def test_numbers_are_taken_once(tmp_path: Path) -> None:

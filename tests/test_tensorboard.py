@@ -631,7 +631,14 @@ def test_the_constructor_is_lightnings_with_keyword_only_additions() -> None:
         assert ours[name].default == parameter.default
     added = {name: ours[name] for name in ours if name not in theirs}
     assert {parameter.kind for parameter in added.values()} == {inspect.Parameter.KEYWORD_ONLY}
-    assert list(added) == ["delivery", "finalize_timeout_s", "deliver_leftovers", "agg_key_funcs", "agg_default_func"]
+    assert list(added) == [
+        "delivery",
+        "finalize_timeout_s",
+        "deliver_leftovers",
+        "agg_key_funcs",
+        "agg_default_func",
+        "policy",
+    ]
 
 
 def test_arguments_that_cannot_work_are_refused(tmp_path: Path) -> None:

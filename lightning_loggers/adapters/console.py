@@ -66,7 +66,7 @@ class ConsoleAdapter(Adapter):
             Kind.TEXT: f"up to {MAX_SHOWN_CHARS:,} characters",
             Kind.DICT: f"JSON, up to {MAX_SHOWN_CHARS:,} characters",
             **{
-                kind: "its identifier, and names and sizes of its files"
+                kind: "one line: its identifier, names and sizes of its files, or a summary"
                 for kind in Kind
                 if kind not in {Kind.METRIC, Kind.PARAM, Kind.TEXT, Kind.DICT, Kind.STATUS}
             },
@@ -164,7 +164,7 @@ class ConsoleAdapter(Adapter):
                 yield f"{_INDENT}{_line(line)}"
         else:
             what = f"{head}  {_line(record.kind)} {_line(record.id or '')}".rstrip()
-            yield f"{what}{self._files(record)}"
+            yield f"{what}{self._files(record) or self._summary(record)}"
 
     def _metrics(self, record: Record) -> list[tuple[str, int | float]]:
         numbers = ((key, as_number(value)) for key, value in (record.data or {}).items())
@@ -185,6 +185,21 @@ class ConsoleAdapter(Adapter):
     def _files(record: Record) -> str:
         shown = ", ".join(f"{_line(blob.path or blob.name)} ({blob.size_bytes:,} B)" for blob in record.blobs or [])
         return f": {shown}" if shown else ""
+
+    @staticmethod
+    def _summary(record: Record) -> str:
+        """A line about a value that has no files."""
+        if record.value is None:
+            return ""
+        if record.kind in {Kind.HISTOGRAM, Kind.WATCH} and isinstance(record.value, Mapping):
+            made = [
+                f"{sum(item['counts']):,.0f} values from {_number(item['bins'][0])} to {_number(item['bins'][-1])}"
+                for item in record.value.values()
+                if isinstance(item, Mapping) and item.get("counts") and item.get("bins")
+            ]
+            return f": {', '.join(made)}" if made else ""
+        text = _line(json.dumps(record.value, ensure_ascii=False))
+        return f": {text if len(text) <= _LINE_CHARS else text[:_LINE_CHARS] + ' …'}"
 
     def _write(self, lines: Sequence[str], *, table: bool = True) -> None:
         stream = self._stream()

@@ -9,6 +9,7 @@ from typing_extensions import override
 from lightning_loggers.adapters.base import Capabilities, Context
 from lightning_loggers.adapters.csv_file import STEP, MetricsFile
 from lightning_loggers.adapters.folder import FolderAdapter
+from lightning_loggers.adapters.standard_files import STANDARD_FILES
 from lightning_loggers.records import Kind, Record, RunStatus
 from lightning_loggers.values.metrics import as_number
 
@@ -33,10 +34,9 @@ class CSVAdapter(FolderAdapter):
     max_key_length = 1000
     capabilities: ClassVar[Capabilities] = Capabilities(
         kinds={
+            **STANDARD_FILES,
             Kind.METRIC: "metrics.csv: a row a step, a column a key; no times",
             Kind.PARAM: "hparams.yaml",
-            Kind.TEXT: "media/<identifier>/<step>-<time in ns>.txt",
-            Kind.DICT: "media/<identifier>/<step>-<time in ns>.json",
             Kind.ARTIFACT: "file below artifacts/",
             Kind.CHECKPOINT: "files below artifacts/<name>/, with metadata.yaml and aliases.txt",
         },
@@ -74,17 +74,18 @@ class CSVAdapter(FolderAdapter):
 
     @override
     def send(self, records: Sequence[Record]) -> None:
-        for record in records:
-            if record.kind == Kind.PARAM:
-                self.send_hparams(record)
-            elif record.kind in {Kind.TEXT, Kind.DICT}:
-                self.send_text(record)
-            elif record.kind == Kind.ARTIFACT:
-                self.send_artifact(record)
-            elif record.kind == Kind.CHECKPOINT:
-                self.send_checkpoint(record)
-        # Last, since it is the only part that must not be done twice: a fault before it repeats the whole batch.
-        self.metrics.append(self._rows(records))
+        with self.files.batch():
+            for record in records:
+                if record.kind == Kind.PARAM:
+                    self.send_hparams(record)
+                elif record.kind in STANDARD_FILES:
+                    self.send_standard(record)
+                elif record.kind == Kind.ARTIFACT:
+                    self.send_artifact(record)
+                elif record.kind == Kind.CHECKPOINT:
+                    self.send_checkpoint(record)
+            # Last, since it is the only part that must not be done twice: a fault before it repeats the whole batch.
+            self.metrics.append(self._rows(records))
 
     def _rows(self, records: Sequence[Record]) -> Iterator[tuple[str, dict[str, str]]]:
         fit = self.context.keys.fit

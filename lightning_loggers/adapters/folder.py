@@ -2,24 +2,23 @@
 
 import contextlib
 import errno
-import hashlib
 import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
 
 from lightning_loggers.adapters.base import Adapter, Context, Fault, FaultKind
+from lightning_loggers.adapters.standard_files import StandardFile, StandardFiles, inline_value
 from lightning_loggers.journal.blobs import UnsafeBlobError, safe_name, safe_path
 from lightning_loggers.journal.layout import run_folder
 from lightning_loggers.notices import Notices
-from lightning_loggers.records import Kind, Record
+from lightning_loggers.records import Blob, Kind, Record
 
-_MAX_PATH = 600  # characters, of at most 4 bytes; paths end at 4096
 _NEVER_FITS = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOTEMPTY}
 
 
@@ -35,6 +34,7 @@ class FolderAdapter(Adapter):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.folder = run_folder(context.run_dir, self.name)
+        self.files = StandardFiles(context)
 
     @override
     def open(self) -> None:
@@ -86,28 +86,23 @@ class FolderAdapter(Adapter):
                 source = self.context.blobs.locate(blob)
             except FileNotFoundError as error:
                 raise _MissingFileError(str(error)) from None
-            if self.context.blobs.changed(blob):
-                self.context.notices.tell_once(
-                    ("changed", blob.name),
-                    f"{blob.name} was written to again after it was logged; it is kept as it is now. Save to a new "
-                    "file, or log it when it is final.",
-                )
+            self._tell_if_changed(blob)
             folder = safe_path(blob.path).rpartition("/")[0]
             yield source, f"{folder}/{blob.name}" if folder else blob.name
+
+    def _tell_if_changed(self, blob: Blob | None) -> None:
+        if blob is not None and self.context.blobs.changed(blob):
+            self.context.notices.tell_once(
+                ("changed", blob.name),
+                f"{blob.name} was written to again after it was logged; it is kept as it is now. Save to a new "
+                "file, or log it when it is final.",
+            )
 
     def send_artifact(self, record: Record) -> None:
         """Keep a record's files below ``artifacts/``, by hard links where that is possible."""
         top = "/".join(part for part in ("artifacts", safe_path(record.id or "")) if part)
         for source, name in self.located(record):
-            target = self.place(f"{top}/{name}")
-            partial = partial_of(target)
-            partial.unlink(missing_ok=True)
-            try:
-                os.link(source, partial)
-            except OSError:
-                shutil.copy2(source, partial)
-            partial.replace(target)
-            partial.unlink(missing_ok=True)  # renaming one link of a file to another one of it does nothing
+            self._link(source, self.place(f"{top}/{name}"))
 
     def send_checkpoint(self, record: Record) -> None:
         """Keep a checkpoint as an artifact, with what is known of it beside it."""
@@ -120,26 +115,52 @@ class FolderAdapter(Adapter):
         write_whole(self.place(f"{top}/metadata.yaml"), metadata.encode())
         write_whole(self.place(f"{top}/aliases.txt"), str(meta.get("aliases", [])).encode())
 
-    def send_text(self, record: Record) -> None:
-        """Keep a text, or a dictionary as JSON, below ``media/``."""
-        path = self.media_place(record, "json" if record.kind == Kind.DICT else "txt")
-        write_whole(path, self.text_of(record).encode(errors="backslashreplace"))
+    def send_standard(self, record: Record) -> None:
+        """Keep whatever a record holds as standard files below ``media/``."""
+        self.put(self.files_of(record))
 
-    def media_place(self, record: Record, suffix: str) -> Path:
-        """Where a record's own file belongs: ``media/<identifier>/<step>-<time in ns>.<suffix>``."""
-        identifier = record.id or ""
-        folder = safe_path(identifier)
-        if folder != identifier or not 0 < len(folder) <= _MAX_PATH:  # two identifiers never share a folder
-            digest = hashlib.sha256(identifier.encode(errors="surrogatepass")).hexdigest()[:8]
-            folder = f"{folder[:_MAX_PATH].rstrip('/') or record.kind}-{digest}"
-        step = "no-step" if record.step is None else record.step
-        return self.place(f"media/{folder}/{step}-{record.time_ns}.{suffix}")
+    def files_of(self, record: Record) -> list[StandardFile]:
+        """The standard files of a record.
+
+        Raises:
+            Exception: What :meth:`classify` knows as a file that will never come.
+        """
+        try:
+            return self.files.of(record)
+        except FileNotFoundError as error:
+            raise _MissingFileError(str(error)) from None
+
+    def put(self, files: Iterable[StandardFile]) -> None:
+        """Put standard files into their places: by hard links, where they are files."""
+        for file in files:
+            target = self.place(file.place)
+            if os.path.lexists(target):
+                if not target.is_symlink() and target.is_file() and _same(target, file):
+                    continue  # it was sent before
+                set_aside(target, self.context.notices)
+            if file.source is None:
+                write_whole(target, file.content)
+            else:
+                self._tell_if_changed(file.blob)
+                self._link(file.source, target)
+
+    @staticmethod
+    def _link(source: Path, target: Path) -> None:
+        partial = partial_of(target)
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(source, partial)
+        except OSError:
+            shutil.copy2(source, partial)
+        partial.replace(target)
+        partial.unlink(missing_ok=True)  # renaming one link of a file to another one of it does nothing
 
     def text_of(self, record: Record) -> str:
         """A text record's text, or a dict record's JSON."""
-        value = record.value
-        if value is None and record.blobs:
-            value = json.loads("".join(path.read_text(encoding="utf-8") for path, _ in self.located(record)))
+        try:
+            value = inline_value(record, self.context)
+        except FileNotFoundError as error:
+            raise _MissingFileError(str(error)) from None
         return json.dumps(value, indent=2) if record.kind == Kind.DICT else str(value)
 
     def send_hparams(self, record: Record) -> None:
@@ -171,6 +192,14 @@ class FolderAdapter(Adapter):
 
 class _MissingFileError(Exception):
     """A record's file is not there, and will not come."""
+
+
+def _same(target: Path, file: StandardFile) -> bool:
+    """Whether a file is what is about to be put in its place."""
+    if file.source is not None and target.samefile(file.source):
+        return True
+    size = len(file.content) if file.source is None else file.source.stat().st_size
+    return target.stat().st_size == size and _read(target) == file.read()
 
 
 def set_aside(path: Path, notices: Notices) -> Path:

@@ -13,6 +13,7 @@ import msgspec
 from typing_extensions import override
 
 from lightning_loggers.adapters.base import Adapter, Capabilities, Context, Fault, FaultKind
+from lightning_loggers.adapters.standard_files import IN_LINE
 from lightning_loggers.journal.reader import read
 from lightning_loggers.records import Kind, Record, RunStatus
 from lightning_loggers.values.metrics import as_number
@@ -251,7 +252,7 @@ class MemoryAdapter(Adapter):
     def _whole(self, record: Record) -> tuple[Record, list[Path]]:
         """The record with a value that was too long for the journal's line put back, and where its files are."""
         files = [self.context.blobs.locate(blob) for blob in record.blobs or []]
-        if record.kind not in {Kind.TEXT, Kind.DICT} or record.value is not None or not files:
+        if record.kind not in IN_LINE or record.value is not None or not files:
             return record, files
         return msgspec.structs.replace(record, value=json.loads(files[0].read_bytes()), blobs=None), []
 

@@ -25,6 +25,8 @@ from typing_extensions import override
 
 from lightning_loggers.adapters.base import Adapter, Capabilities, Context, Fault, FaultKind
 from lightning_loggers.adapters.fitting import int64_step
+from lightning_loggers.adapters.mlflow_media import MLflowMedia
+from lightning_loggers.adapters.standard_files import STANDARD_FILES
 from lightning_loggers.errors import ConfigurationError
 from lightning_loggers.journal.blobs import safe_name
 from lightning_loggers.records import Kind, Record, RunStatus
@@ -105,10 +107,14 @@ class MLflowAdapter(Adapter):
     max_key_length = 250
     capabilities: ClassVar[Capabilities] = Capabilities(
         kinds={
+            **STANDARD_FILES,
             Kind.METRIC: "metric, at its step and time",
             Kind.PARAM: "param; over-long values whole in params/<name>.txt",
-            Kind.TEXT: "media/<identifier>/<step>-<time in ns>.txt",
-            Kind.DICT: "media/<identifier>/<step>-<time in ns>.json",
+            Kind.IMAGE: "image, at its step and time; without a step media/<identifier>/no-step.png",
+            Kind.TABLE: "table, media/<identifier>/<step>.json",
+            Kind.DATASET: "dataset (input of the run)",
+            Kind.MODEL: "media/<identifier>/<step>.pt; with pickle=True an MLflow model, <identifier>/",
+            Kind.BEST_MODEL: "media/<identifier>/<step>.pt; with pickle=True an MLflow model, <identifier>/",
             Kind.ARTIFACT: "artifact",
             Kind.CHECKPOINT: "artifact folder with metadata.yaml and aliases.txt",
         },
@@ -122,6 +128,7 @@ class MLflowAdapter(Adapter):
         self._store: Any = None
         self._param_limit = _PARAM_LIMITS[0]
         self._keys_told = 0
+        self.media = MLflowMedia(context, lambda: (self._client, self._store), self._send_file)
 
     # ------------------------------------------------------------------ options
 
@@ -289,9 +296,14 @@ class MLflowAdapter(Adapter):
                 self._send_params(record)
         if metrics:
             self._send_metrics(metrics)
-        for record in records:
-            if record.kind in _SENDERS:
-                _SENDERS[record.kind](self, record)
+        with self.media.batch():
+            for record in records:
+                if record.kind == Kind.ARTIFACT:
+                    self._send_artifact(record)
+                elif record.kind == Kind.CHECKPOINT:
+                    self._send_checkpoint(record)
+                elif record.kind in STANDARD_FILES:
+                    self.media.send(record)
 
     def _send_metrics(self, records: Iterable[Record]) -> None:
         batch: list[Point] = []
@@ -364,24 +376,6 @@ class MLflowAdapter(Adapter):
                 self._param_limit = shorter[0]  # an older server: the batch is sent again, fitted to it
                 raise _UnreachableError(f"the server takes params of {shorter[0]} characters") from error
             raise
-
-    def _send_text(self, record: Record) -> None:
-        text = record.value if record.value is not None else json.loads(self._blob_text(record))
-        self._client.log_text(self.context.remote.id, str(text), self._media_path(record, "txt"))
-
-    def _send_dict(self, record: Record) -> None:
-        text = json.dumps(record.value, indent=1) if record.value is not None else self._blob_text(record)
-        self._client.log_text(self.context.remote.id, text, self._media_path(record, "json"))
-
-    def _blob_text(self, record: Record) -> str:
-        return "".join(self.context.blobs.locate(blob).read_text(encoding="utf-8") for blob in record.blobs or [])
-
-    @staticmethod
-    def _media_path(record: Record, suffix: str) -> str:
-        """A place of the record's own, the same whenever it is sent: several may share identifier and step."""
-        folder = _artifact_path(record.id or "") or record.kind
-        step = "no-step" if record.step is None else record.step
-        return f"media/{folder}/{step}-{record.time_ns}.{suffix}"
 
     def _send_artifact(self, record: Record) -> None:
         place = _artifact_path(record.id or "")
@@ -469,14 +463,6 @@ class MLflowAdapter(Adapter):
     @override
     def close(self) -> None:
         self._client = self._store = None
-
-
-_SENDERS: dict[str, Callable[[MLflowAdapter, Record], None]] = {
-    Kind.TEXT: MLflowAdapter._send_text,
-    Kind.DICT: MLflowAdapter._send_dict,
-    Kind.ARTIFACT: MLflowAdapter._send_artifact,
-    Kind.CHECKPOINT: MLflowAdapter._send_checkpoint,
-}
 
 
 class _DeletedExperimentError(Exception):

@@ -29,7 +29,16 @@ class Known:
 
 
 KNOWN: dict[str, Known] = {
+    "comet": Known("lightning_loggers.adapters.comet:CometAdapter", "comet_ml", "comet-ml>=3.58", "comet"),
+    "csv": Known("lightning_loggers.adapters.csv:CSVAdapter"),
+    "tensorboard": Known(
+        "lightning_loggers.adapters.tensorboard:TensorBoardAdapter", "tensorboard", "tensorboard>=2.16", "tensorboard"
+    ),
+    "console": Known("lightning_loggers.adapters.console:ConsoleAdapter"),
+    "memory": Known("lightning_loggers.adapters.memory:MemoryAdapter"),
     "mlflow": Known("lightning_loggers.adapters.mlflow:MLflowAdapter", "mlflow", "mlflow>=3.1", "mlflow"),
+    "neptune": Known("lightning_loggers.adapters.neptune:NeptuneAdapter", "neptune", "neptune>=1.14,<2", "neptune"),
+    "wandb": Known("lightning_loggers.adapters.wandb:WandbAdapter", "wandb", "wandb>=0.31", "wandb"),
 }
 
 

@@ -21,7 +21,9 @@ from typing_extensions import override
 from lightning_loggers.adapters.base import Capabilities, Context
 from lightning_loggers.adapters.fitting import int64_step
 from lightning_loggers.adapters.folder import FolderAdapter
+from lightning_loggers.adapters.standard_files import STANDARD_FILES
 from lightning_loggers.adapters.tensorboard_files import EventFile, Events, HParamsFile
+from lightning_loggers.adapters.tensorboard_media import MAX_ROWS, Media
 from lightning_loggers.records import Kind, Record, RunStatus
 from lightning_loggers.values.metrics import as_number
 
@@ -51,11 +53,20 @@ class TensorBoardAdapter(FolderAdapter):
     max_key_length = 1000
     capabilities: ClassVar[Capabilities] = Capabilities(
         kinds={
+            **STANDARD_FILES,
             Kind.METRIC: "scalar, as 32-bit float, at its step and time",
             Kind.PARAM: "hparams.yaml, and the hyperparameters tab",
             Kind.TEXT: "text <identifier>/text_summary, at its step and time",
             Kind.DICT: "text <identifier>/text_summary, as JSON",
-            Kind.GRAPH: "graph",
+            Kind.GRAPH: "graph, where it was traced; else media/<identifier>/<step>.json",
+            Kind.TABLE: f"text, its first {MAX_ROWS} rows; whole in media/<identifier>/<step>.parquet",
+            Kind.IMAGE: "image",
+            Kind.FIGURE: "image; plotly: media/<identifier>/<step>.html and .json",
+            Kind.AUDIO: "audio",
+            Kind.VIDEO: "image that moves (GIF); a file of another format: media/<identifier>/<step>.<suffix>",
+            Kind.HISTOGRAM: "histogram",
+            Kind.WATCH: "histograms",
+            Kind.POINT_CLOUD: "mesh",
             Kind.ARTIFACT: "file below artifacts/",
             Kind.CHECKPOINT: "files below artifacts/<name>/, with metadata.yaml and aliases.txt",
         },
@@ -68,6 +79,7 @@ class TensorBoardAdapter(FolderAdapter):
         self._kept: dict[str, Any] = context.remote.extra.setdefault("events", {})
         self._events = EventFile(self.folder, self._kept, context)
         self._hparams = HParamsFile(self._events.tab_path, context.header.time_ns / 1e9)
+        self._media = Media(self)
         self._last_s = 0.0
 
     @staticmethod
@@ -107,6 +119,10 @@ class TensorBoardAdapter(FolderAdapter):
 
     @override
     def send(self, records: Sequence[Record]) -> None:
+        with self.files.batch():
+            self._send(records)
+
+    def _send(self, records: Sequence[Record]) -> None:
         kept = dict(self._kept)
         noted = {key: self._kept.get(key) for key in ("hp_metric", "graph")}
         parts = [_Part(0, Events())]  # as far as a session that hides something, then from there on
@@ -119,12 +135,14 @@ class TensorBoardAdapter(FolderAdapter):
                 self._add_params(events, record, noted)
             elif record.kind in {Kind.TEXT, Kind.DICT}:
                 self._add_text(events, record)
-            elif record.kind == Kind.GRAPH:
+            elif record.kind == Kind.GRAPH and record.value is None:
                 self._add_graph(events, record, noted)
             elif record.kind == Kind.ARTIFACT:
                 self.send_artifact(record)
             elif record.kind == Kind.CHECKPOINT:
                 self.send_checkpoint(record)
+            elif record.kind in STANDARD_FILES:
+                self._media.add(events, record, self._step)
             elif record.kind == PURGE_STEP:
                 parts.append(_Part(record.time_ns, Events()))
                 parts[-1].events.add_restart(record.time_ns, self._step(record.step))
@@ -148,7 +166,7 @@ class TensorBoardAdapter(FolderAdapter):
         for key, value in (record.data or {}).items():
             number = as_number(value)
             if number is not None:
-                scalars[self.context.keys.fit(key)] = self._float32(key, number)
+                scalars[self._media.scalar_tag(key)] = self._float32(key, number)
         if scalars:
             events.add_scalars(record.time_ns, self._step(record.step), scalars)
 

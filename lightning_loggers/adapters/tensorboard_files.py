@@ -5,12 +5,13 @@ Both are written with TensorBoard's own messages and record format; neither need
 
 import contextlib
 import io
+import itertools
 import json
 import math
 import os
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from lightning_loggers.journal.blobs import safe_name
 from lightning_loggers.journal.layout import journal_dir, state_path
 from lightning_loggers.notices import Notices
 from lightning_loggers.records import RunStatus
+
+_FLOAT, _UINT8 = 1, 4
+"""TensorFlow's ``DT_FLOAT`` and ``DT_UINT8``."""
 
 
 class Events:
@@ -63,6 +67,58 @@ class Events:
         value.tensor.dtype = 7  # DT_STRING
         value.tensor.tensor_shape.SetInParent()
         value.tensor.string_val.append(text.encode(errors="backslashreplace"))
+        self._add(event)
+
+    def add_image(self, time_ns: int, step: int, tag: str, content: bytes, size: tuple[int, int]) -> None:
+        """An image file (PNG, JPEG or GIF), width and height in pixels."""
+        event = self._make(wall_time=time_ns / 1e9, step=step)
+        image = event.summary.value.add(tag=tag).image
+        image.width, image.height = size
+        image.colorspace, image.encoded_image_string = 3, content
+        self._add(event)
+
+    def add_audio(self, time_ns: int, step: int, tag: str, content: bytes, sound: tuple[int, int, int]) -> None:
+        """A WAV file; its rate in Hz, channels and frames."""
+        event = self._make(wall_time=time_ns / 1e9, step=step)
+        audio = event.summary.value.add(tag=tag).audio
+        audio.sample_rate, audio.num_channels, audio.length_frames = sound
+        audio.encoded_audio_string, audio.content_type = content, "audio/wav"
+        self._add(event)
+
+    def add_histogram(self, time_ns: int, step: int, tag: str, histogram: Mapping[str, Any]) -> None:
+        """Counts and edges of bins, with their moments where these are known."""
+        counts, edges = histogram["counts"], histogram["bins"]
+        middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+        weighed = list(zip(counts, middles, strict=True))
+        event = self._make(wall_time=time_ns / 1e9, step=step)
+        made = event.summary.value.add(tag=tag).histo
+        made.min, made.max = histogram.get("min", edges[0]), histogram.get("max", edges[-1])
+        made.num = histogram.get("count", sum(counts))
+        made.sum = histogram.get("sum", sum(count * middle for count, middle in weighed))
+        made.sum_squares = histogram.get("sum_squares", sum(count * middle**2 for count, middle in weighed))
+        made.bucket_limit.extend(edges[1:])
+        made.bucket.extend(counts)
+        self._add(event)
+
+    def add_mesh(self, time_ns: int, step: int, tag: str, clouds: Sequence[tuple[Any, Any]]) -> None:
+        """Point clouds of one size: coordinates (N, 3), and colours (N, 3) or ``None``, of each."""
+        from tensorboard.plugins.mesh import metadata, plugin_data_pb2
+
+        content = plugin_data_pb2.MeshPluginData
+        parts = [(content.VERTEX, _FLOAT, [points for points, _ in clouds])]
+        if all(colours is not None for _, colours in clouds):
+            parts.append((content.COLOR, _UINT8, [colours for _, colours in clouds]))
+        shape = [len(clouds), len(clouds[0][0]), 3]
+        components = metadata.get_components_bitmask([kind for kind, _, _ in parts])
+        event = self._make(wall_time=time_ns / 1e9, step=step)
+        for kind, dtype, arrays in parts:
+            value = event.summary.value.add(tag=metadata.get_instance_name(tag, kind))
+            made = metadata.create_summary_metadata(tag, None, kind, components, shape)
+            value.metadata.CopyFrom(made)
+            value.tensor.dtype = dtype
+            for size in shape:
+                value.tensor.tensor_shape.dim.add(size=size)
+            value.tensor.tensor_content = b"".join(array.tobytes() for array in arrays)
         self._add(event)
 
     def add_graph(self, time_ns: int, graph: bytes, metadata: bytes | None) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from lightning_loggers.aggregation import AggFunc
 from lightning_loggers.loggers.journaled import DEFAULT_FINALIZE_TIMEOUT_S
 from lightning_loggers.loggers.temporary import LoggerInProcess
+from lightning_loggers.policies import LogPolicy
 
 
 class ConsoleLogger(LoggerInProcess):
@@ -30,6 +31,7 @@ class ConsoleLogger(LoggerInProcess):
         finalize_timeout_s: Longest wait at the end of a run, seconds.
         agg_key_funcs: Functions by key for :meth:`agg_and_log_metrics`.
         agg_default_func: The function for other keys; by default the mean.
+        policy: Which log calls are recorded; by default all.
 
     Raises:
         ConfigurationError: For arguments that cannot work.
@@ -54,6 +56,7 @@ class ConsoleLogger(LoggerInProcess):
         finalize_timeout_s: float = DEFAULT_FINALIZE_TIMEOUT_S,
         agg_key_funcs: Mapping[str, Any] | None = None,
         agg_default_func: AggFunc = np.mean,
+        policy: LogPolicy | None = None,
     ) -> None:
         super().__init__(
             name=name,
@@ -65,4 +68,5 @@ class ConsoleLogger(LoggerInProcess):
             finalize_timeout_s=finalize_timeout_s,
             agg_key_funcs=agg_key_funcs,
             agg_default_func=agg_default_func,
+            policy=policy,
         )

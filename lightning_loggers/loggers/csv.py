@@ -10,6 +10,7 @@ from typing_extensions import override
 from lightning_loggers.aggregation import AggFunc
 from lightning_loggers.loggers.folder import FolderLogger
 from lightning_loggers.loggers.journaled import DEFAULT_FINALIZE_TIMEOUT_S
+from lightning_loggers.policies import LogPolicy
 
 
 class CSVLogger(FolderLogger):
@@ -32,6 +33,7 @@ class CSVLogger(FolderLogger):
             background.
         agg_key_funcs: Functions by key for :meth:`agg_and_log_metrics`.
         agg_default_func: The function for other keys; by default the mean.
+        policy: Which log calls are recorded; by default all.
 
     Raises:
         ConfigurationError: For arguments that cannot work.
@@ -67,6 +69,7 @@ class CSVLogger(FolderLogger):
         deliver_leftovers: bool = True,
         agg_key_funcs: Mapping[str, Any] | None = None,
         agg_default_func: AggFunc = np.mean,
+        policy: LogPolicy | None = None,
     ) -> None:
         self._flush_logs_every_n_steps = flush_logs_every_n_steps
         super().__init__(
@@ -80,6 +83,7 @@ class CSVLogger(FolderLogger):
             deliver_leftovers=deliver_leftovers,
             agg_key_funcs=agg_key_funcs,
             agg_default_func=agg_default_func,
+            policy=policy,
         )
 
     @override

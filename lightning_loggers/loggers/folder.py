@@ -1,15 +1,11 @@
 """What the loggers have in common that keep their files in folders as Lightning's do: ``<name>/version_<n>``."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import re
 import time
-from argparse import Namespace
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from typing_extensions import override
@@ -19,10 +15,9 @@ from lightning_loggers.loggers import versions
 from lightning_loggers.loggers.journaled import JournaledLogger
 from lightning_loggers.ranks import current_rank
 from lightning_loggers.records import Kind, Record, split_nonfinite
-from lightning_loggers.values.params import flatten
+from lightning_loggers.values.params import flatten, nested
 
 _NUMBERED = re.compile(r"version_(\d+)(?:_|$)", re.ASCII)
-_MAX_DEPTH, _MAX_ITEMS = 32, 10_000
 _MAX_INLINE = 2**16
 
 
@@ -62,7 +57,7 @@ class FolderLogger(JournaledLogger):
             )
         super().__init__(name=name or "", save_dir=_expanded(spoken), **journaled)
         self._spoken_save_dir = spoken
-        self._version = version
+        self._version, self._version_given = version, version is not None
         self._sub_dir = None if sub_dir is None else os.fspath(sub_dir)
 
     # ------------------------------------------------------------------ names and folders
@@ -135,13 +130,13 @@ class FolderLogger(JournaledLogger):
         writer = self._start()
         if writer is None:
             return
-        nested, blobs = None, None
+        text, blobs = None, None
         with contextlib.suppress(Exception):  # a foreign object's own attributes; they are flat in the file then
-            nested = json.dumps(_nested(params))
-        if nested is not None and len(nested) > _MAX_INLINE:
-            blobs = [writer.blobs.put_bytes(nested.encode(), "hparams.json")]
-        elif nested is not None and nested != json.dumps(flat):
-            meta["nested"] = nested
+            text = json.dumps(nested(params))
+        if text is not None and len(text) > _MAX_INLINE:
+            blobs = [writer.blobs.put_bytes(text.encode(), "hparams.json")]
+        elif text is not None and text != json.dumps(flat):
+            meta["nested"] = text
         writer.append(
             Record(
                 time.time_ns(),
@@ -157,27 +152,3 @@ class FolderLogger(JournaledLogger):
 
 def _expanded(path: str) -> str:
     return os.path.expanduser(os.path.expandvars(path))
-
-
-def _nested(value: Any, parents: tuple[int, ...] = ()) -> Any:
-    """Hyperparameters as JSON has them, nested as they were; leaves as :func:`flatten` spells them."""
-    if id(value) in parents:
-        return "<itself>"
-    inside = (*parents, id(value))
-    if len(inside) <= _MAX_DEPTH:
-        items = _items(value)
-        if items is not None:
-            return {str(key): _nested(item, inside) for key, item in items.items()}
-        if isinstance(value, Sequence) and not isinstance(value, str | bytes | range) and len(value) <= _MAX_ITEMS:
-            return [_nested(item, inside) for item in value]
-    return flatten({"leaf": value}).get("leaf", "<nested too deep>")
-
-
-def _items(value: Any) -> Mapping[Any, Any] | None:
-    if isinstance(value, Mapping):
-        return value
-    if isinstance(value, Namespace | SimpleNamespace):
-        return vars(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
-    return None

@@ -12,8 +12,10 @@ from lightning_loggers.adapters.memory import MemoryRun, memory_of
 from lightning_loggers.aggregation import AggFunc
 from lightning_loggers.errors import TrackerUnavailableError
 from lightning_loggers.journal.writer import JournalWriter
+from lightning_loggers.loggers import encoding
 from lightning_loggers.loggers.journaled import DEFAULT_FINALIZE_TIMEOUT_S
 from lightning_loggers.loggers.temporary import LoggerInProcess
+from lightning_loggers.policies import LogPolicy
 from lightning_loggers.records import Kind, Record, RunStatus
 
 _POLL_S = 0.02
@@ -35,6 +37,7 @@ class InMemoryLogger(LoggerInProcess):
         finalize_timeout_s: Longest wait for delivery, seconds.
         agg_key_funcs: Functions by key for :meth:`agg_and_log_metrics`.
         agg_default_func: The function for other keys; by default the mean.
+        policy: Which log calls are recorded; by default all.
 
     Raises:
         ConfigurationError: For arguments that cannot work.
@@ -62,6 +65,7 @@ class InMemoryLogger(LoggerInProcess):
         finalize_timeout_s: float = DEFAULT_FINALIZE_TIMEOUT_S,
         agg_key_funcs: Mapping[str, Any] | None = None,
         agg_default_func: AggFunc = np.mean,
+        policy: LogPolicy | None = None,
     ) -> None:
         self._memory: MemoryRun | None = None
         super().__init__(
@@ -74,6 +78,7 @@ class InMemoryLogger(LoggerInProcess):
             finalize_timeout_s=finalize_timeout_s,
             agg_key_funcs=agg_key_funcs,
             agg_default_func=agg_default_func,
+            policy=policy,
         )
 
     # ------------------------------------------------------------------ what it holds
@@ -162,6 +167,7 @@ class InMemoryLogger(LoggerInProcess):
     def _delivered(self) -> MemoryRun:
         """The memory, once everything that was logged so far is in it."""
         self._log_all_held()
+        encoding.drain(self, self._finalize_timeout_s)
         writer, host = self._writer, self._host
         if writer is not None and host is not None:
             writer.flush()

@@ -1,7 +1,9 @@
 """MLFlowLogger: Lightning's constructor, our guarantees."""
 
+import inspect
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -9,9 +11,14 @@ import numpy as np
 from typing_extensions import override
 
 from lightning_loggers.aggregation import AggFunc
+from lightning_loggers.base import LoggerCollection
 from lightning_loggers.errors import ConfigurationError
+from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.loggers.journaled import DEFAULT_FINALIZE_TIMEOUT_S, JournaledLogger
+from lightning_loggers.loggers.recording import keep
+from lightning_loggers.policies import LogPolicy
 from lightning_loggers.ranks import current_rank
+from lightning_loggers.records import Blob
 
 _SQLITE = "sqlite:///"
 
@@ -41,6 +48,7 @@ class MLFlowLogger(JournaledLogger):
         deliver_leftovers: Whether earlier runs in ``save_dir`` whose process died are delivered in the background.
         agg_key_funcs: Functions by key for :meth:`agg_and_log_metrics`.
         agg_default_func: The function for other keys; by default the mean.
+        policy: Which log calls are recorded; by default all.
 
     Raises:
         ConfigurationError: For arguments that cannot work.
@@ -77,6 +85,7 @@ class MLFlowLogger(JournaledLogger):
         deliver_leftovers: bool = True,
         agg_key_funcs: Mapping[str, Any] | None = None,
         agg_default_func: AggFunc = np.mean,
+        policy: LogPolicy | None = None,
     ) -> None:
         if not experiment_name or not isinstance(experiment_name, str):
             raise ConfigurationError(f"experiment_name={experiment_name!r} must be a name, such as 'lightning_logs'.")
@@ -106,6 +115,7 @@ class MLFlowLogger(JournaledLogger):
             deliver_leftovers=deliver_leftovers,
             agg_key_funcs=agg_key_funcs,
             agg_default_func=agg_default_func,
+            policy=policy,
         )
 
     @property
@@ -127,6 +137,37 @@ class MLFlowLogger(JournaledLogger):
         return None if current_rank() != 0 else self.wait_for_run().remote.parent
 
     @override
+    def create_logger_context(self, rank: int | None = None, **kwargs: Any) -> Any:
+        """Begin the run.
+
+        Args:
+            rank: Global rank of this process, where it cannot know.
+            **kwargs: ``run_name``; ``run_id`` of a run to continue; ``parent_run_id`` of one that this belongs to.
+
+        Returns:
+            An ``MlflowClient``, made when it is first used.
+        """
+        parent = kwargs.pop("parent_run_id", None)
+        if parent is not None:
+            kwargs["tags"] = {**self._options["tags"], "mlflow.parentRunId": str(parent)}
+        return super().create_logger_context(rank, **kwargs)
+
+    @override
+    def _keep_pickled_model(self, writer: JournalWriter, model: Any) -> list[Blob]:
+        """The folder that ``mlflow.pytorch.load_model`` reads, made in this call: the model is pickled in it."""
+        import mlflow.pytorch
+        import torch
+
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            # Requirements are said, since finding them out starts another Python and takes half a minute.
+            versions = [f"torch=={torch.__version__.partition('+')[0]}", f"mlflow=={mlflow.__version__}"]
+            known = inspect.signature(mlflow.pytorch.save_model).parameters
+            form = {"serialization_format": "pickle"} if "serialization_format" in known else {}  # not in older ones
+            mlflow.pytorch.save_model(model, folder, pip_requirements=versions, **form)
+            return keep(writer, folder)
+
+    @override
     def _native(self) -> Any:
         self.wait_for_run()  # bounded; the SDK's own calls try for minutes where nobody answers
         return self._native_class()(tracking_uri=self._options["tracking_uri"])
@@ -136,6 +177,23 @@ class MLFlowLogger(JournaledLogger):
         from mlflow.tracking import MlflowClient
 
         return MlflowClient  # type: ignore[no-any-return, unused-ignore]
+
+
+def get_mlflow_logger(logger: Any) -> MLFlowLogger | None:
+    """The first :class:`MLFlowLogger` among what is given.
+
+    Args:
+        logger: A logger, a :class:`~lightning_loggers.LoggerCollection`, an iterable of loggers, or ``None``.
+
+    >>> get_mlflow_logger(None)
+    """
+    if isinstance(logger, MLFlowLogger):
+        return logger
+    if isinstance(logger, LoggerCollection):
+        logger = logger[:]
+    if isinstance(logger, Iterable):
+        return next(filter(None, map(get_mlflow_logger, logger)), None)
+    return None
 
 
 def _absolute(uri: str) -> str:

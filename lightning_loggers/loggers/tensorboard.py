@@ -15,10 +15,11 @@ from lightning_loggers.adapters.base import unknown_option
 from lightning_loggers.adapters.registry import require_sdk
 from lightning_loggers.adapters.tensorboard import PURGE_STEP
 from lightning_loggers.aggregation import AggFunc
-from lightning_loggers.errors import ConfigurationError
+from lightning_loggers.errors import ConfigurationError, UnsuitableValueError
 from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.loggers.folder import FolderLogger
 from lightning_loggers.loggers.journaled import DEFAULT_FINALIZE_TIMEOUT_S
+from lightning_loggers.policies import LogPolicy
 from lightning_loggers.ranks import current_rank
 from lightning_loggers.records import Kind, Record
 from lightning_loggers.values.metrics import as_number
@@ -47,6 +48,7 @@ class TensorBoardLogger(FolderLogger):
             background.
         agg_key_funcs: Functions by key for :meth:`agg_and_log_metrics`.
         agg_default_func: The function for other keys; by default the mean.
+        policy: Which log calls are recorded; by default all.
         kwargs: As torch's ``SummaryWriter`` takes them. ``purge_step``: hide what an earlier session of this run logged
             at that step and later ones. ``filename_suffix``: what event files' names end with. ``max_queue``,
             ``flush_secs`` and ``comment`` only reach the ``SummaryWriter`` of :attr:`experiment`: events are written in
@@ -69,6 +71,7 @@ class TensorBoardLogger(FolderLogger):
 
     NAME_HPARAMS_FILE = "hparams.yaml"
     tracker: ClassVar[str] = "tensorboard"
+    _media_defaults: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {Kind.VIDEO: {"format": "gif"}}  # it plays no other
 
     def __init__(  # noqa: PLR0917 - Lightning's own signature
         self,
@@ -85,6 +88,7 @@ class TensorBoardLogger(FolderLogger):
         deliver_leftovers: bool = True,
         agg_key_funcs: Mapping[str, Any] | None = None,
         agg_default_func: AggFunc = np.mean,
+        policy: LogPolicy | None = None,
         **kwargs: Any,
     ) -> None:
         for option in kwargs:
@@ -113,6 +117,7 @@ class TensorBoardLogger(FolderLogger):
             deliver_leftovers=deliver_leftovers,
             agg_key_funcs=agg_key_funcs,
             agg_default_func=agg_default_func,
+            policy=policy,
         )
 
     @override
@@ -209,6 +214,13 @@ class TensorBoardLogger(FolderLogger):
                 ("graph", type(model)),
                 f"The graph of {type(model).__name__} is not logged: {reason}. Training goes on.",
             )
+
+    @override
+    def _trace_graph(self, model: Any, input_array: Any) -> bool:
+        reason = self._record_graph(model, input_array)
+        if reason:
+            raise UnsuitableValueError(f"The graph of {type(model).__name__} is not logged: {reason}.")
+        return True
 
     def _record_graph(self, model: Any, input_array: Any) -> str:
         import torch

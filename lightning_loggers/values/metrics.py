@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_loggers.records import Kind, Record
+from lightning_loggers.values.lazy import is_lazy
 
 Tell = Callable[[Hashable, str], object]
+
+_FAILED = object()
 
 _MAX_DEPTH = 16
 
@@ -21,6 +24,7 @@ def normalise(metrics: Mapping[Any, Any], tell: Tell) -> tuple[dict[str, Any], l
     int, float, bool, numpy      the number
     scalar, tensor of one
     element, numeric string
+    function without arguments   what it returns
     mapping                      its items, under ``key/inner``
     tensor or array of several   a ``dict`` record with its (nested) list
     any other string             a ``text`` record
@@ -56,11 +60,22 @@ class _Split:
     def collect(self, prefix: str, metrics: Mapping[Any, Any], parents: tuple[int, ...]) -> None:
         for raw_key, value in list(metrics.items()):
             key = prefix + safe_str(raw_key)
+            if is_lazy(value):
+                value = self.called(key, value)  # noqa: PLW2901 - the value itself from here on
+                if value is _FAILED:
+                    continue
             number = as_number(value)
             if number is None:
                 self.collect_other(key, value, parents)
             else:
                 self.add(key, number)
+
+    def called(self, key: str, function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except Exception as error:  # noqa: BLE001 - the user's own function must not stop training
+            self.tell(("lazy", key), f"Metric {key!r} is left out: its function raised {error!r}. Training goes on.")
+            return _FAILED
 
     def add(self, key: str, number: float) -> None:
         name = free_name(key, self.numbers)

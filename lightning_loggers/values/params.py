@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import os
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from lightning_loggers.values.metrics import as_number, free_name, is_mapping, s
 Scalar = str | int | float | bool | None
 
 _MAX_DEPTH = 32
+_MAX_ITEMS = 10_000
 
 
 def flatten(params: Any) -> dict[str, Scalar]:
@@ -108,3 +109,31 @@ def _scalar(value: Any) -> Scalar:
     except Exception:  # noqa: BLE001 - a foreign object's own conversions
         return safe_str(value)
     return safe_str(value)
+
+
+def nested(value: Any, parents: tuple[int, ...] = ()) -> Any:
+    """Hyperparameters as JSON has them, nested as they were; leaves as :func:`flatten` spells them.
+
+    >>> nested({"model": Namespace(width=64, act=max), "sizes": (1, 2)})
+    {'model': {'width': 64, 'act': 'builtins.max'}, 'sizes': [1, 2]}
+    """
+    if id(value) in parents:
+        return "<itself>"
+    inside = (*parents, id(value))
+    if len(inside) <= _MAX_DEPTH:
+        items = _items(value)
+        if items is not None:
+            return {str(key): nested(item, inside) for key, item in items.items()}
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes | range) and len(value) <= _MAX_ITEMS:
+            return [nested(item, inside) for item in value]
+    return flatten({"leaf": value}).get("leaf", "<nested too deep>")
+
+
+def _items(value: Any) -> Mapping[Any, Any] | None:
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, Namespace | SimpleNamespace):
+        return vars(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+    return None

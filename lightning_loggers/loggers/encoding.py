@@ -1,0 +1,297 @@
+"""Encoding off the training thread: PNG, MP4 and the like are made by one daemon thread a process.
+
+A log call hands over a snapshot and its record, which is stamped already. The record is appended to the journal when
+its files are in the blob folder, and in the order of the log calls.
+"""
+
+import logging
+import os
+import queue
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lightning_loggers.journal.blobs import safe_name
+from lightning_loggers.journal.writer import JournalWriter
+from lightning_loggers.notices import Notices
+from lightning_loggers.records import Blob, Record
+from lightning_loggers.values.snapshots import Encoded, Snapshot
+
+MAX_WAITING_BYTES = 256 * 2**20
+"""What snapshots may hold in memory altogether. A log call that would exceed it encodes its own value itself."""
+
+DRAIN_TIMEOUT_S = 120.0
+_POLL_S = 0.005
+
+
+class Job:
+    """One value on its way into the journal.
+
+    Args:
+        owner: Whose it is.
+        writer: The journal.
+        notices: Where what goes wrong is told.
+        record: All but what encoding adds.
+        snapshot: The value.
+    """
+
+    __slots__ = (
+        "_notices",
+        "committed",
+        "owner",
+        "ready",
+        "record",
+        "runner",
+        "series",
+        "size_bytes",
+        "snapshot",
+        "writer",
+    )
+
+    def __init__(
+        self, owner: Hashable, writer: JournalWriter, notices: Notices, record: Record, snapshot: Snapshot
+    ) -> None:
+        self.owner = owner
+        self.writer = writer
+        self.record: Record | None = record
+        self.series = (record.kind, record.id)
+        self.snapshot: Snapshot | None = snapshot
+        self.size_bytes = snapshot.size_bytes
+        self.runner: int | None = None
+        self.ready = False
+        self.committed = False
+        self._notices = notices
+
+    def encode(self) -> None:
+        """Make the files and put them into the blob folder; what cannot be is counted and told."""
+        record, snapshot = self.record, self.snapshot
+        assert record is not None
+        assert snapshot is not None
+        try:
+            encoded = snapshot.encode()
+            for cause, message in encoded.notes:
+                self._notices.tell_once((record.kind, record.id, cause), f"{record.kind} {record.id!r}: {message}")
+            self.record = completed(record, encoded, store(self.writer, encoded))
+        except Exception as error:  # noqa: BLE001 - seam: a value that cannot be encoded must end nothing else
+            self.record = None
+            reason = "disk refused" if isinstance(error, OSError) else "not encoded"
+            self.writer.dropped[reason] = self.writer.dropped.get(reason, 0) + 1
+            self._notices.tell_once(
+                ("encoding", record.kind, record.id, type(error)),
+                f"{record.kind} {record.id!r} could not be encoded and is not kept ({type(error).__name__}: {error}). "
+                "Training goes on.",
+                level=logging.WARNING,
+            )
+        finally:
+            self.snapshot = None
+
+    def commit(self) -> None:
+        """Append the record."""
+        record, self.record = self.record, None
+        if record is not None:
+            self.writer.append(record)
+        self.committed = True
+
+
+def completed(record: Record, encoded: Encoded, blobs: list[Blob]) -> Record:
+    """A record with what encoding made of its value, behind the files that it has already."""
+    blobs = [*(record.blobs or []), *blobs]
+    meta = {**(encoded.meta or {}), **(record.meta or {})}
+    value = encoded.value if encoded.value is not None else record.value
+    return msgspec.structs.replace(record, value=value, blobs=blobs or None, meta=meta or None)
+
+
+def store(writer: JournalWriter, encoded: Encoded) -> list[Blob]:
+    """Put files into the blob folder.
+
+    Raises:
+        OSError: If the disk refuses.
+    """
+    blobs = []
+    for name, content in encoded.files:
+        if isinstance(content, bytes):
+            blobs.append(writer.blobs.put_bytes(content, name))
+        else:
+            blobs.append(_written(writer, content, name))
+    return blobs
+
+
+def _written(writer: JournalWriter, write: Callable[[Path], None], name: str) -> Blob:
+    """A file that is written once, in the blob folder itself."""
+    writer.blobs.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=writer.blobs.folder) as scratch:
+        path = Path(scratch) / safe_name(name)
+        write(path)
+        return writer.blobs.link_file(path)
+
+
+class Encoder:
+    """The queue and its thread.
+
+    Guarantees:
+        - Records that need encoding are appended in the order in which they were submitted, each when its files are
+          whole; one that needs none waits for nothing but earlier ones of its kind and identifier.
+        - Nothing is lost while the process lives: what the queue cannot hold is encoded by the caller.
+        - A process that is SIGKILLed loses what is waiting or being encoded, 256 MiB of snapshots at most, and nothing
+          else.
+        - A forked child begins empty; what waits is its parent's.
+        - Nothing waits for a lock that is held while a file is written: signal handlers may log and drain.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()  # unlike Queue, a signal handler may use it
+        self._order: deque[Job] = deque()
+        self._lock = threading.RLock()
+        self._bytes = 0
+        self._thread: threading.Thread | None = None
+        self._committer: int | None = None
+
+    def submit(self, job: Job) -> None:
+        """Have a value encoded and its record appended; returns at once unless the queue is full."""
+        with self._lock:
+            self._order.append(job)
+            fits = not self._bytes or self._bytes + job.size_bytes <= MAX_WAITING_BYTES
+            if fits:
+                self._bytes += job.size_bytes
+        if fits and self._runs():
+            self._waiting.put(job)
+            return
+        if fits:
+            with self._lock:
+                self._bytes -= job.size_bytes
+        self._run(job)
+
+    def add_ready(self, job: Job) -> None:
+        """Append a record that needs no encoding: now, unless an earlier one of its kind and name is under way."""
+        job.snapshot, job.ready = None, True
+        if not any(other.series == job.series and other.owner is job.owner for other in list(self._order)):
+            job.commit()
+            return
+        with self._lock:
+            self._order.append(job)
+        self._commit()
+
+    def pending(self, owner: Hashable) -> int:
+        """How many of an owner's records are on their way."""
+        return sum(job.owner is owner and not job.committed for job in list(self._order))
+
+    def drain(self, owner: Hashable, timeout_s: float = DRAIN_TIMEOUT_S) -> bool:
+        """Have everything of an owner in the journal; the caller helps encoding.
+
+        Args:
+            owner: Whose records.
+            timeout_s: Longest wait for what another thread encodes, seconds.
+
+        Returns:
+            Whether all of it is there.
+        """
+        jobs = [job for job in list(self._order) if job.owner is owner]
+        deadline = time.monotonic() + timeout_s
+        me = threading.get_ident()
+        while any(not job.committed for job in jobs):
+            try:
+                self._take(self._waiting.get_nowait())
+                continue
+            except queue.Empty:
+                self._commit()
+            left = [job for job in list(self._order) if job.owner is owner and not job.committed]
+            if any(job.runner == me for job in left):  # this is a signal handler inside that very encoding
+                return False
+            if time.monotonic() > deadline:
+                return False
+            if left:
+                time.sleep(_POLL_S)
+        return True
+
+    # ------------------------------------------------------------------ inside
+
+    def _runs(self) -> bool:
+        if self._thread is None or not self._thread.is_alive():
+            thread = threading.Thread(target=self._work, name="lightning-loggers-encoding", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the interpreter is shutting down
+                return False
+            self._thread = thread
+        return True
+
+    def _work(self) -> None:
+        while True:
+            self._take(self._waiting.get())
+
+    def _take(self, job: Job) -> None:
+        self._run(job)
+        with self._lock:
+            self._bytes -= job.size_bytes
+
+    def _run(self, job: Job) -> None:
+        job.runner = threading.get_ident()
+        try:
+            job.encode()
+        finally:
+            job.ready = True
+            job.runner = None
+            self._commit()
+
+    def _commit(self) -> None:
+        """Append all records whose turn it is; one thread at a time does that, outside of the lock."""
+        me = threading.get_ident()
+        with self._lock:
+            if self._committer not in {None, me}:
+                return  # it looks again before it ends
+            outer, self._committer = self._committer, me
+        try:
+            while True:
+                with self._lock:
+                    if not self._order or not self._order[0].ready:
+                        self._committer = outer
+                        return
+                    job = self._order[0]
+                job.commit()
+                with self._lock:  # only now: whoever drains must find it until it is appended
+                    if self._order and self._order[0] is job:
+                        self._order.popleft()
+        except BaseException:
+            self._committer = outer
+            raise
+
+    def start_over_in_child(self) -> None:
+        """After ``fork``."""
+        self.__init__()  # type: ignore[misc]
+
+
+_encoder = Encoder()
+os.register_at_fork(after_in_child=_encoder.start_over_in_child)
+
+
+def submit(
+    owner: Hashable, writer: JournalWriter, notices: Notices, record: Record, snapshot: Snapshot, *, ready: bool = False
+) -> None:
+    """Have a record in the journal once its value is encoded.
+
+    Args:
+        owner: Who can :func:`drain` it.
+        writer: The journal.
+        notices: Where what goes wrong is told.
+        record: All but what encoding adds.
+        snapshot: The value.
+        ready: Whether there is nothing left to encode.
+    """
+    job = Job(owner, writer, notices, record, snapshot)
+    (_encoder.add_ready if ready else _encoder.submit)(job)
+
+
+def drain(owner: Hashable, timeout_s: float = DRAIN_TIMEOUT_S) -> bool:
+    """Have everything of an owner in the journal; see :meth:`Encoder.drain`."""
+    return _encoder.drain(owner, timeout_s)
+
+
+def pending(owner: Any) -> int:
+    """How many of an owner's records are on their way."""
+    return _encoder.pending(owner)

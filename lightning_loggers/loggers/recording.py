@@ -1,0 +1,270 @@
+"""What becomes of each kind: a user's value becomes a record with its files.
+
+The training thread checks a value and copies it. Files are made of the copy in the background
+(:mod:`lightning_loggers.loggers.encoding`).
+"""
+
+import inspect
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_loggers.errors import ConfigurationError, MissingDependencyError, UnsuitableValueError
+from lightning_loggers.journal.writer import JournalWriter
+from lightning_loggers.loggers import encoding
+from lightning_loggers.records import Blob, Kind, Record
+from lightning_loggers.values import (
+    audio,
+    datasets,
+    figures,
+    histograms,
+    images,
+    models,
+    point_clouds,
+    tables,
+    video,
+)
+from lightning_loggers.values.metrics import safe_str
+from lightning_loggers.values.params import nested
+from lightning_loggers.values.plain import plain_json
+from lightning_loggers.values.snapshots import Encoded, Ready, Snapshot, as_path, unsuitable
+
+if TYPE_CHECKING:
+    from lightning_loggers.loggers.journaled import JournaledLogger
+
+RESERVED = frozenset({Kind.SYSTEM, Kind.FLOPS_PB, Kind.FLOPS_PE, Kind.EXECUTION_TIME, Kind.CARBON, Kind.PROV_DOCUMENTS})
+"""Kinds whose names are taken and whose records come with another release."""
+
+_last_ns = 0
+
+
+class FailedFunctionError(Exception):
+    """A user's function that was to make a value."""
+
+
+class _UnreadableFileError(Exception):
+    """A user's file."""
+
+
+class Call:
+    """One log call, once it is clear that it is recorded."""
+
+    __slots__ = ("identifier", "kind", "kwargs", "step", "strict", "value")
+
+    def __init__(  # noqa: PLR0917 - as above
+        self, kind: Kind, identifier: str, value: Any, step: Any, strict: bool, kwargs: dict[str, Any]
+    ) -> None:
+        self.kind = kind
+        self.identifier = identifier
+        self.value = value
+        self.step = step
+        self.strict = strict
+        self.kwargs = kwargs
+
+
+def not_logged(logger: "JournaledLogger", kind: Kind, identifier: Any, error: Exception) -> None:
+    """Tell and count a value that is not recorded."""
+    reasons: dict[type[Exception], str] = {
+        MissingDependencyError: "missing library",
+        UnsuitableValueError: "unsuitable value",
+        FailedFunctionError: "failed function",
+        _UnreadableFileError: "unreadable file",
+        FileNotFoundError: "no such file",
+    }
+    reason = next((reason for cause, reason in reasons.items() if isinstance(error, cause)), None)
+    if reason is None:
+        logger._swallow(f"log_{kind.value}", error)
+        return
+    logger._count_lost(reason)
+    # A missing library is told once, and not for every identifier.
+    cause = str(error).partition(":")[0] if reason == "missing library" else safe_str(identifier)
+    start = "" if reason == "unsuitable value" else f"{kind.value} {safe_str(identifier)!r} is not logged: "
+    logger._notices.tell_once((reason, kind, cause), f"{start}{error} Training goes on.")
+
+
+def stamped(logger: "JournaledLogger", kind: Kind, **fields: Any) -> Record:
+    """A record of this moment, told where the training is; no two have the same time."""
+    global _last_ns  # noqa: PLW0603 - of the process, as time is
+    now = time.time_ns()
+    now += now == _last_ns
+    _last_ns = now
+    if logger._gate is not None:
+        fields = logger._gate.placed(kind, fields)
+    return Record(now, kind.value, **fields)
+
+
+def emit(logger: "JournaledLogger", writer: JournalWriter, record: Record, snapshot: Snapshot) -> None:
+    """Have a record in the journal: at once if there is nothing to encode, else when that is done.
+
+    Raises:
+        OSError: If a file of the user cannot be kept, or the disk refuses.
+    """
+    ready = isinstance(snapshot, Ready)
+    if isinstance(snapshot, Ready):
+        blobs = [_linked(writer, path) for path in snapshot.paths]
+        blobs += encoding.store(writer, snapshot.encoded)
+        record = encoding.completed(record, snapshot.encoded, blobs)
+    encoding.submit(logger, writer, logger._notices, record, snapshot, ready=ready)
+
+
+def _linked(writer: JournalWriter, path: Path) -> Blob:
+    try:
+        return writer.blobs.link_file(path)
+    except OSError as error:
+        raise _UnreadableFileError(f"{path} could not be kept ({error}).") from error
+
+
+def _from_snapshot(take: Callable[..., Snapshot], *, names_kind: bool = False) -> Callable[..., None]:
+    """The handler of a family of values."""
+    taken = frozenset(inspect.signature(take).parameters) - {"value", "identifier", "kind"}
+
+    def handle(logger: "JournaledLogger", writer: JournalWriter, call: Call) -> None:
+        known = _known_arguments(logger, call, taken) if call.kwargs else call.kwargs
+        defaults = logger._media_defaults.get(call.kind)
+        if defaults:
+            known = {**defaults, **known}
+        if names_kind:
+            known = {**known, "kind": call.kind.value}
+        record = stamped(logger, call.kind, id=call.identifier, step=call.step)
+        emit(logger, writer, record, take(call.value, call.identifier, **known))
+
+    return handle
+
+
+def _known_arguments(logger: "JournaledLogger", call: Call, taken: frozenset[str]) -> dict[str, Any]:
+    """The arguments that the kind takes; a value is not dropped because of another one."""
+    for key in call.kwargs.keys() - taken:
+        message = f"log({call.identifier!r}, kind={call.kind.value!r}) takes no {key!r}; it takes {sorted(taken)}."
+        if call.strict:
+            raise ConfigurationError(message)
+        logger._notices.tell_once(("argument", call.kind, key), f"{message} The value is logged without it.")
+    return {key: value for key, value in call.kwargs.items() if key in taken}
+
+
+def _param(logger: "JournaledLogger", writer: JournalWriter, call: Call) -> None:
+    logger.log_hyperparams({call.identifier: call.value})
+
+
+def _inline(make: Callable[[Any], Any]) -> Callable[..., None]:
+    def handle(logger: "JournaledLogger", writer: JournalWriter, call: Call) -> None:
+        record = stamped(logger, call.kind, id=call.identifier, step=call.step, value=make(call.value))
+        emit(logger, writer, record, Ready())
+
+    return handle
+
+
+def _config(value: Any) -> Any:
+    made = nested(value)
+    if not isinstance(made, dict):
+        raise UnsuitableValueError(
+            f"A configuration must be a mapping, Namespace or dataclass instance, not a {type(value).__name__}."
+        )
+    return made
+
+
+def _artifact(logger: "JournaledLogger", writer: JournalWriter, call: Call) -> None:
+    source = as_path(call.value)
+    if source is None:
+        accepted = "the path of a file or folder; for an object in memory use its own kind"
+        raise unsuitable("artifact", call.identifier, f"a {type(call.value).__name__}", accepted)
+    blobs = _kept(writer, source, "log_artifact")
+    place = call.identifier
+    if source.is_dir():
+        place = "/".join(part for part in (place, source.resolve().name) if part)
+    emit(logger, writer, stamped(logger, Kind.ARTIFACT, id=place, step=call.step, blobs=blobs), Ready())
+
+
+def _checkpoint(logger: "JournaledLogger", writer: JournalWriter, call: Call) -> None:
+    source = as_path(call.value)
+    if source is None:
+        accepted = "the path of a checkpoint; for a model in memory use kind='model'"
+        raise unsuitable("checkpoint", call.identifier, f"a {type(call.value).__name__}", accepted)
+    blobs = _kept(writer, source, "log_checkpoint")
+    aliases = [str(alias) for alias in call.kwargs.get("aliases") or ["latest"]]
+    metadata = {"original_filename": source.name, **plain_json(call.kwargs.get("metadata") or {})}
+    record = stamped(
+        logger,
+        Kind.CHECKPOINT,
+        id=call.identifier,
+        step=call.step,
+        blobs=blobs,
+        meta={"aliases": aliases, "metadata": metadata},
+    )
+    emit(logger, writer, record, Ready())
+
+
+def _kept(writer: JournalWriter, source: Path, call: str) -> Sequence[Blob]:
+    if not source.exists():
+        raise FileNotFoundError(f"{call}: there is no {source}; nothing was kept.")
+    try:
+        return keep(writer, source)
+    except OSError as error:
+        raise _UnreadableFileError(f"{call}: {source} could not be kept ({error}); nothing of it was.") from error
+
+
+def keep(writer: JournalWriter, source: Path) -> list[Blob]:
+    """Keep a file, or every file of a folder, beside the journal.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    return list(writer.blobs.link_tree(source)) if source.is_dir() else [writer.blobs.link_file(source)]
+
+
+def _model(logger: "JournaledLogger", writer: JournalWriter, call: Call) -> None:
+    if call.kwargs.get("pickle") and as_path(call.value) is None and call.kind is not Kind.TORCH:
+        blobs = logger._keep_pickled_model(writer, call.value)
+        if blobs:  # the tracker's own form for it
+            emit(
+                logger, writer, stamped(logger, Kind.ARTIFACT, id=call.identifier, step=call.step, blobs=blobs), Ready()
+            )
+            return
+    _STATE(logger, writer, call)
+
+
+def _graph(logger: "JournaledLogger", writer: JournalWriter, call: Call) -> None:
+    if not hasattr(call.value, "named_modules"):
+        seen = f"a {type(call.value).__module__}.{type(call.value).__qualname__}"
+        raise unsuitable("graph", call.identifier, seen, "a torch module")
+    if call.kwargs.get("input_array") is not None and logger._trace_graph(call.value, call.kwargs["input_array"]):
+        return
+    record = stamped(logger, Kind.GRAPH, id=call.identifier, step=call.step)
+    emit(logger, writer, record, Ready(Encoded(value=models.describe_graph(call.value))))
+
+
+def _watch(logger: "JournaledLogger", writer: JournalWriter, call: Call) -> None:
+    if not hasattr(call.value, "named_parameters"):
+        raise unsuitable("watch", call.identifier, f"a {type(call.value).__name__}", "a torch module")
+    known = {key: value for key, value in call.kwargs.items() if key in {"log", "log_freq", "log_graph"}}
+    logger.watch(call.value, **known)
+
+
+def _reserved(logger: "JournaledLogger", writer: JournalWriter, call: Call) -> None:
+    message = f"kind={call.kind.value!r} comes with another release; {call.identifier!r} is not logged."
+    raise UnsuitableValueError(message)
+
+
+_STATE = _from_snapshot(models.snapshot, names_kind=True)
+HANDLERS: Mapping[Kind, Callable[["JournaledLogger", JournalWriter, Call], None]] = {
+    Kind.PARAM: _param,
+    Kind.TEXT: _inline(safe_str),
+    Kind.DICT: _inline(plain_json),
+    Kind.TABLE: _from_snapshot(tables.snapshot),
+    Kind.IMAGE: _from_snapshot(images.snapshot),
+    Kind.FIGURE: _from_snapshot(figures.snapshot),
+    Kind.AUDIO: _from_snapshot(audio.snapshot),
+    Kind.VIDEO: _from_snapshot(video.snapshot),
+    Kind.HISTOGRAM: _from_snapshot(histograms.snapshot),
+    Kind.POINT_CLOUD: _from_snapshot(point_clouds.snapshot),
+    Kind.ARTIFACT: _artifact,
+    Kind.MODEL: _model,
+    Kind.BEST_MODEL: _model,
+    Kind.CHECKPOINT: _checkpoint,
+    Kind.DATASET: _from_snapshot(datasets.snapshot),
+    Kind.TORCH: _STATE,
+    Kind.GRAPH: _graph,
+    Kind.WATCH: _watch,
+    Kind.CONFIG: _inline(_config),
+    **dict.fromkeys(RESERVED, _reserved),
+}

@@ -1,0 +1,107 @@
+"""Numbers of any library as numpy arrays that are nobody else's: one copy, or one transfer from a device."""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from lightning_loggers.errors import UnsuitableValueError
+from lightning_loggers.values.snapshots import origins
+
+Array = np.ndarray[Any, Any]
+
+_NUMPY_FLOATS = ("torch.float16", "torch.float32", "torch.float64")
+
+
+def shape_of(value: Any) -> tuple[int, ...] | None:
+    """The shape of a tensor or array, not looking at its values; ``None`` for what has none, such as a list."""
+    shape = getattr(value, "shape", None)
+    if type(shape) is tuple:  # numpy's
+        return shape
+    try:
+        return None if shape is None else tuple(int(size) for size in shape)
+    except TypeError:
+        return None
+
+
+def view(value: Any) -> tuple[Array, bool]:
+    """The values of a tensor, array, image or list as a numpy array, copied only if that cannot be avoided.
+
+    Args:
+        value: A torch tensor on any device and of any dtype, a numpy or jax array, anything with ``__array__``, a
+            number, or a list of these.
+
+    Returns:
+        The array, and whether its memory is already nobody else's.
+
+    Raises:
+        UnsuitableValueError: If it is none of these.
+    """
+    if type(value) is np.ndarray:
+        array, own = value, False
+    elif "torch" in origins(value) and hasattr(value, "detach"):
+        array, own = _of_tensor(value)
+    else:
+        array, own = _of_others(value)
+    if array.dtype.kind not in "biuf":
+        if array.dtype.kind == "V":  # bfloat16 and other small floats of jax, which numpy does not know
+            return array.astype(np.float32), True
+        raise UnsuitableValueError(f"a {type(value).__name__} of {array.dtype} holds no real numbers")
+    return array, own
+
+
+def type_of(value: Any) -> str:
+    """The name of a tensor's or array's type, such as ``float32``; empty for what has none, such as a list."""
+    dtype = getattr(value, "dtype", None)
+    return "" if dtype is None else _name_of(dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _name_of(dtype: Any) -> str:
+    return str(dtype).rpartition(".")[2]
+
+
+def snapshot(value: Any) -> Array:
+    """The values as they are now: one copy, none where a transfer or conversion has made one already.
+
+    Raises:
+        UnsuitableValueError: As :func:`view`.
+
+    >>> import torch
+    >>> tensor = torch.ones(2, dtype=torch.bfloat16, requires_grad=True)
+    >>> snapshot(tensor)
+    array([1., 1.], dtype=float32)
+    """
+    array, own = view(value)
+    return array if own else array.copy("K")
+
+
+def _of_tensor(tensor: Any) -> tuple[Array, bool]:
+    tensor, own = tensor.detach(), False
+    if tensor.layout is not _strided(tensor):
+        tensor, own = tensor.to_dense(), True
+    if tensor.is_quantized:
+        tensor, own = tensor.dequantize(), True
+    if tensor.device.type != "cpu":
+        tensor, own = tensor.cpu(), True
+    if tensor.is_floating_point() and str(tensor.dtype) not in _NUMPY_FLOATS:  # bfloat16, float8
+        tensor, own = tensor.float(), True
+    tensor = tensor.resolve_conj().resolve_neg()
+    return tensor.numpy(), own
+
+
+def _strided(tensor: Any) -> Any:
+    import torch  # it is loaded already: the value is its own
+
+    return torch.strided
+
+
+def _of_others(value: Any) -> tuple[Array, bool]:
+    if isinstance(value, list | tuple) and any("torch" in origins(item) for item in value[:1]):
+        return np.stack([view(item)[0] for item in value]), True
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # noqa: BLE001 - a foreign object's own conversion
+        raise UnsuitableValueError(f"a {type(value).__name__} is no array ({error})") from None
+    # jax's arrays cannot be changed; whatever else lends its memory (a subclass of numpy's, a memoryview) is copied.
+    return array, "jax" in origins(value) or "jaxlib" in origins(value) or isinstance(value, list | tuple)
