@@ -1,0 +1,169 @@
+"""The files that W&B's SDK writes: ``wandb/*run-<time>-<id>/run-<id>.wandb``. Loading this imports no SDK."""
+
+import contextlib
+import glob
+import json
+import os
+import shutil
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+MARK = "lightning_loggers"
+"""The key of a run's configuration under which we keep whose run it is, and which names stand for which keys."""
+
+_BLOCK_BYTES = 32768
+_FILE_HEADER_BYTES = 7
+_CHUNK_HEADER = struct.Struct("<IHB")
+_WHOLE, _LAST = 1, 4
+
+
+def run_folders(settings: Any, run_id: str) -> list[Path]:
+    """Folders of a run, oldest first."""
+    found = [path.parent for path in Path(settings.wandb_dir).glob(f"*run-*/run-{glob.escape(run_id)}.wandb")]
+    return sorted((path for path in found if not path.is_symlink()), key=lambda path: begun(path.name, run_id))
+
+
+def begun(folder: str, run_id: str) -> tuple[str, int]:
+    """When a folder of the SDK was begun, and which one of that second it is.
+
+    >>> begun("offline-run-20260101_120000-ab12", "ab12") < begun("offline-run-20260101_120000-ab12-10", "ab12")
+    True
+    """
+    stamp, _, number = folder.partition("run-")[2].partition(f"-{run_id}")
+    return stamp, int(number[1:]) if number[1:].isdigit() else 0
+
+
+def earlier_rows(settings: Any, extra: Mapping[str, Any], uid: str) -> tuple[int, bool]:
+    """Rows of this run in the offline folders that earlier hosts have left.
+
+    Returns:
+        Their number, and whether they are said not to be one for each record.
+    """
+    folders = run_folders(settings, settings.run_id)
+    base = 0
+    if "file" in extra:  # and what was made after it by a host that died
+        since = begun(Path(str(extra["file"])).parent.name, settings.run_id)
+        folders = [folder for folder in folders if begun(folder.name, settings.run_id) >= since]
+        base = int(extra.get("base", 0))
+    found = [RunFile(folder / f"run-{settings.run_id}.wandb") for folder in folders]
+    files = [file for file in found if str(file.path) != settings.sync_file and file.uid == uid]
+    rows = base + sum(file.rows for file in files)
+    return max(rows, int(extra.get("rows", 0))), any(file.foreign for file in files)
+
+
+def is_open(path: Path) -> bool:
+    """Whether a process of this user on this machine has a file open: the SDK's service outlives its program a little.
+
+    Where there is no ``/proc``, whether it was written to in the last ten seconds.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    if not Path("/proc/self/fd").is_dir():
+        return time.time() - status.st_mtime < 10
+    for descriptor in glob.iglob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            found = os.stat(descriptor)
+            if (found.st_ino, found.st_dev) == (status.st_ino, status.st_dev):
+                return True
+    return False
+
+
+def tidy(path: Path) -> None:
+    """Make a file that a killed host has left one that ``wandb sync`` takes: without half a record at its end.
+
+    A file without any record is removed with its folder, which nothing was logged to.
+    """
+    file = RunFile(path)
+    if file.empty:
+        shutil.rmtree(path.parent, ignore_errors=True)
+    elif path.stat().st_size > file.whole_bytes:
+        os.truncate(path, file.whole_bytes)
+
+
+class RunFile:
+    """Reads what the SDK has written to a ``.wandb`` file so far.
+
+    The format is LevelDB's log (chunks with a header of checksum, length and type, in blocks of 32 KiB, none of which a
+    chunk leaves) after a header of seven bytes; its records are the SDK's own protocol buffers.
+
+    Args:
+        path: The file; it may still grow, and it may end in the middle of a record.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows = 0
+        """The number that the next row would have."""
+        self.artifacts = 0
+        self.params_no = 0
+        self.uid: str | None = None
+        self.foreign = False
+        self.ended = False
+        self.whole_bytes = _FILE_HEADER_BYTES
+        """Up to the end of the last record that is there whole."""
+        self.advance()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no record."""
+        return self.whole_bytes == _FILE_HEADER_BYTES
+
+    def advance(self) -> None:
+        """Read what was added."""
+        for record in self.records():
+            kind = record.WhichOneof("record_type")
+            if kind == "history":
+                # Not counted: what a user logs with a step of his own skips numbers.
+                self.rows = max(self.rows, record.history.step.num + 1)
+            elif kind == "artifact":
+                self.artifacts += 1
+            elif kind == "exit":
+                self.ended = True
+            elif kind in {"config", "run"}:
+                config = record.config if kind == "config" else record.run.config
+                for item in config.update:
+                    if item.key == MARK:
+                        mark = json.loads(item.value_json)
+                        self.uid = mark.get("run_uid", self.uid)
+                        self.foreign = self.foreign or bool(mark.get("foreign"))
+                        self.params_no = max(self.params_no, int(mark.get("params_no") or 0))
+
+    def records(self) -> Iterator[Any]:
+        """The SDK's records from :attr:`whole_bytes` on, which goes along."""
+        from wandb.proto import wandb_internal_pb2 as pb
+
+        for payload in self._payloads():
+            record = pb.Record()
+            record.ParseFromString(payload)
+            yield record
+
+    def _payloads(self) -> Iterator[bytes]:
+        try:
+            file = self.path.open("rb")
+        except OSError:
+            return
+        with file:
+            place, parts = self.whole_bytes, b""
+            while True:
+                file.seek(place)
+                block = file.read(_BLOCK_BYTES - place % _BLOCK_BYTES)
+                begin = 0
+                while begin + _CHUNK_HEADER.size <= len(block):
+                    _, length, kind = _CHUNK_HEADER.unpack_from(block, begin)
+                    end = begin + _CHUNK_HEADER.size + length
+                    if kind == 0 or end > len(block):
+                        return  # not written yet
+                    parts += block[begin + _CHUNK_HEADER.size : end]
+                    begin = end
+                    if kind in {_WHOLE, _LAST}:
+                        self.whole_bytes = place + begin
+                        yield parts
+                        parts = b""
+                place += len(block)
+                if place % _BLOCK_BYTES or not block:
+                    return
