@@ -60,6 +60,15 @@ class Kind(enum.StrEnum):
     """The run's own state; ``value`` is a :class:`RunStatus`. Written by ``finalize``, not by a user."""
 
 
+ONCE_A_RUN = frozenset(
+    {
+        Kind.PARAM, Kind.ARTIFACT, Kind.CHECKPOINT, Kind.MODEL, Kind.BEST_MODEL, Kind.DATASET, Kind.CONFIG, Kind.SYSTEM,
+        Kind.STATUS, Kind.PROV_DOCUMENTS, Kind.GRAPH,
+    }
+)  # fmt: skip
+"""Kinds that belong to the run: levels, rates and patterns of keys do not hold them back, and only rank 0's count."""
+
+
 class RunStatus(enum.StrEnum):
     """How a run stands. ``PREEMPTED`` is left open at the tracker: the requeued job continues the run."""
 
@@ -132,6 +141,45 @@ class PlainMetrics(msgspec.Struct, gc=False, omit_defaults=True):
     data: Mapping[str, Any] | None = None
 
 
+class PlacedMetrics(msgspec.Struct, gc=False, omit_defaults=True):
+    """As :class:`PlainMetrics`, where it is known where the training is."""
+
+    time_ns: int
+    kind: str
+    step: int | float | None = None
+    data: Mapping[str, Any] | None = None
+    meta: dict[str, Any] | None = None
+    epoch: int | None = None
+    phase: str | None = None
+
+
+Place = tuple[dict[str, Any] | None, int | None, str | None]
+"""The last three of these: what else is known, the epoch, the phase."""
+
+
+PER_RANK = "per_rank"
+"""Instead of a function's name in :class:`RankRules`: one series per rank."""
+
+
+class RankRules(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the records of several ranks become one run.
+
+    Attributes:
+        ranks: The ranks that log; empty where their number was not known when the first record was written.
+        how: Key, or pattern of keys, to the name of the function that merges its values over the ranks, or
+            :data:`PER_RANK`.
+        default: The same for all other keys.
+        wait_s: Longest wait for a late rank, seconds.
+        attempt: Grows with every start of the job, the same on all ranks.
+    """
+
+    ranks: tuple[int, ...] = ()
+    how: dict[str, str] = {}
+    default: str = "mean"
+    wait_s: float = 10.0
+    attempt: int = 0
+
+
 class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """Which run a journal belongs to: all that is needed to deliver it from another machine, and no secret.
 
@@ -141,6 +189,7 @@ class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         version: The run's folder below ``name``.
         tracker: Name of the adapter that delivers it.
         options: The adapter's options, secrets removed.
+        ranks: How several ranks' records are merged; ``None`` where rank 0 alone logs.
     """
 
     uid: str
@@ -148,6 +197,7 @@ class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     version: str
     tracker: str
     options: dict[str, Any] = {}
+    ranks: RankRules | None = None
 
 
 class Header(msgspec.Struct, frozen=True, omit_defaults=True):

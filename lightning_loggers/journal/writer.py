@@ -33,6 +33,8 @@ from lightning_loggers.records import (
     MAX_LINE_BYTES,
     Header,
     Kind,
+    Place,
+    PlacedMetrics,
     PlainMetrics,
     Record,
     RunSpec,
@@ -98,6 +100,7 @@ class JournalWriter:
         self.run = run
         self.blobs = BlobStore(folder / BLOBS_FOLDER)
         self.recorded = 0
+        self.found_nonfinite = False
         self.dropped: dict[str, int] = {}
         self.stream: str | None = None
         self.segment = 0
@@ -124,13 +127,16 @@ class JournalWriter:
 
     # ---------------------------------------------------------------- the log path
 
-    def append_metrics(self, metrics: Mapping[str, Any], step: int | float | None = None) -> None:
+    def append_metrics(
+        self, metrics: Mapping[str, Any], step: int | float | None = None, place: Place | None = None
+    ) -> None:
         """Append the metrics of one call.
 
         Args:
             metrics: Key to number. Plain finite ``float`` and ``int`` values take the short way; anything else is
                 normalised first.
             step: The step, or ``None``.
+            place: Where the training is, if known.
         """
         time_ns = time.time_ns()
         try:
@@ -143,14 +149,17 @@ class JournalWriter:
                 and -_PLAIN < total < _PLAIN
                 and (step is None or type(step) is int or type(step) is float)
             ):
-                body = _encode(PlainMetrics(time_ns, _METRIC, step, metrics))[:-1]
+                if place is None:
+                    body = _encode(PlainMetrics(time_ns, _METRIC, step, metrics))[:-1]
+                else:
+                    body = _encode(PlacedMetrics(time_ns, _METRIC, step, metrics, *place))[:-1]
                 line = b'%s,"crc":%d}\n' % (body, crc32(body))
             else:
                 line = b""
         except Exception:  # noqa: BLE001 - whatever a value's own arithmetic raises, the slow way deals with it
             line = b""
         if not line or len(line) > MAX_LINE_BYTES:
-            self._append_unusual_metrics(metrics, step, time_ns)
+            self._append_unusual_metrics(metrics, step, time_ns, place)
             return
         # What _append_line does, without the cost of calling it.
         with self._lock:
@@ -275,7 +284,7 @@ class JournalWriter:
 
     # ---------------------------------------------------------------- everything unusual
 
-    def _append_unusual_metrics(self, metrics: Mapping[Any, Any], step: Any, time_ns: int) -> None:
+    def _append_unusual_metrics(self, metrics: Mapping[Any, Any], step: Any, time_ns: int, place: Place | None) -> None:
         """Append metrics that are not all plain finite numbers, or whose step is none."""
         try:
             data, others = self._normalise(metrics)
@@ -283,10 +292,14 @@ class JournalWriter:
             self._count_drop("unreadable metrics", 1, f"A call's metrics were not kept: {error!r}")
             return
         step = self._plain_step(step)
+        meta, epoch, phase = place or (None, None, None)
         if data:
-            self.append(Record(time_ns, _METRIC, step, data, split_nonfinite(data)))
+            nonfinite = split_nonfinite(data)
+            self.found_nonfinite = self.found_nonfinite or nonfinite is not None
+            self.append(Record(time_ns, _METRIC, step, data, nonfinite, meta=meta, epoch=epoch, phase=phase))
         for record in others:
-            record.time_ns, record.step = time_ns, step
+            record.time_ns, record.step, record.epoch, record.phase = time_ns, step, epoch, phase
+            record.meta = record.meta or meta
             self.append(record)
 
     def _plain_step(self, step: Any) -> int | float | None:
