@@ -15,6 +15,17 @@ from lightning_loggers.testing import AdapterConformance, Point, RunUnderTest
 WORDS = {"NaN": "nan", "Infinity": "inf", "-Infinity": "-inf"}
 
 
+class MediaStandIn(CometStandIn):
+    """Comet's endpoints, and the one that takes images, in its own words."""
+
+    def _answer(self, request: Any, path: str, body: bytes) -> tuple[int, Any]:
+        if path != "/clientlib/visualizations/upload":
+            return super()._answer(request, path, body)
+        said = request.path.replace("figName=", "fileName=").replace("imageId=", "assetId=")
+        request.path = f"{said}&type=visualization"
+        return self._upload(request, body)
+
+
 def quiet_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the SDK a home of the test's own, and no setting or credential of this machine."""
     for name in [name for name in os.environ if name.startswith("COMET_")]:
@@ -32,7 +43,7 @@ def upload(archive: Path, *, sampling_size: int | None = None) -> StandInExperim
     """What Comet's own uploader makes of an archive, at a Comet that has nothing yet."""
     from comet_ml.offline import main_upload
 
-    with CometStandIn() as service, pytest.MonkeyPatch.context() as patch:
+    with MediaStandIn() as service, pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMET_URL_OVERRIDE", service.uri)
         patch.setenv("COMET_API_KEY", API_KEY)
         if sampling_size is not None:
@@ -106,7 +117,7 @@ class CometOnlineCase(AdapterConformance):
         import json
 
         assets = self.experiment(run).assets_of("asset")
-        return [json.loads(asset.content) for asset in assets if asset.name.startswith("table/")]
+        return [json.loads(asset.content) for asset in assets if asset.name.startswith("media/table/")]
 
     def files(self, run: RunUnderTest) -> list[bytes]:
         """Assets and files of models."""

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from comet_reading import CometOnlineCase, archives, points, quiet_home, upload
+from comet_reading import CometOnlineCase, MediaStandIn, archives, points, quiet_home, upload
 from comet_standin import API_KEY, CometStandIn, StandInExperiment
 from conftest import free_port, wait_until
 from lightning.pytorch import LightningModule, Trainer
@@ -61,7 +62,7 @@ def comet_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 @pytest.fixture
 def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[CometStandIn]:
     """Comet's endpoints, answering, and a key that opens them."""
-    with CometStandIn() as service:
+    with MediaStandIn() as service:
         monkeypatch.setenv("COMET_URL_OVERRIDE", service.uri)
         monkeypatch.setenv("COMET_API_KEY", API_KEY)
         yield service
@@ -903,3 +904,72 @@ def test_the_address_in_a_key_is_used(tmp_path: Path, standin: CometStandIn, mon
     assert find_address(sdk, {}, long_key) == "https://comet.example/clientlib/"
     assert find_address(sdk, {"server": server_option("http://other:1/x", long_key)}, long_key) == "http://other:1/x/"
     assert find_address(sdk, {}, API_KEY) == "https://www.comet.com/clientlib/"
+
+
+# ---------------------------------------------------------------------- media
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_media_are_what_comet_shows_in_its_own_charts(tmp_path: Path, standin: CometStandIn, online: bool) -> None:
+    """Images, sounds, videos and histograms are of Comet's types, by their identifier, with step and what is known."""
+    from comet_ml.data_structure import Histogram
+
+    logger = make(tmp_path / "runs", online=online)
+    photo = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    logger.log_image("val/photo", photo, 3, caption="a photo", strict=True)
+    logger.log_image("crops", [photo, photo], 3, strict=True)
+    logger.log_audio("tone", np.zeros(160, np.int16), 3, sample_rate=16_000, strict=True)
+    logger.log_video("square", np.zeros((4, 3, 16, 16), np.uint8), 3, fps=4, format="gif", strict=True)
+    logger.log_histogram("weights", [-1.0, 0.5, 0.5, 2.0], 3, strict=True)
+    logger.log_histogram("without", [1.0, 2.0], strict=True)
+    logger.finalize("success")
+    assert (logger.stats.pending, logger.stats.rejected) == (0, 0)
+    logger.close()
+    experiment = standin.only() if online else upload(*archives(tmp_path / "runs"))
+    shown = {asset.name: asset for asset in experiment.assets.values() if asset.type != "asset"}
+    assert {name: asset.type for name, asset in shown.items()} == {
+        "val/photo": "visualization",
+        "crops/0": "visualization",
+        "crops/1": "visualization",
+        "tone.wav": "audio",
+        "square.gif": "video",
+        "weights": "histogram3d",
+    }
+    assert {asset.params["step"] for asset in shown.values()} == {"3"}
+    assert shown["val/photo"].params["extension"] == "png"
+    assert shown["val/photo"].metadata == {"caption": "a photo"}
+    assert shown["tone.wav"].params["sampleRate"] == "16000"
+    assert shown["square.gif"].metadata["fps"] == 4
+    histogram = Histogram.from_json(json.loads(shown["weights"].content), verbose=False)
+    assert sum(histogram.counts) == 4
+    files = [asset.name for asset in experiment.assets_of("asset") if asset.name.startswith("media/")]
+    assert sorted(files) == ["media/weights/3.json", "media/without/no-step.json"]
+
+
+def test_an_image_of_several_steps_is_uploaded_for_each(tmp_path: Path) -> None:
+    """Comet's uploader deletes what it has sent, so a file that the journal keeps once is in the archive for each."""
+    logger = make(tmp_path / "runs", online=False)
+    photo = np.zeros((8, 8, 3), np.uint8)
+    for step in range(20):
+        logger.log_image("photo", photo, step, strict=True)
+    logger.log_text("note", "a text", 0)
+    logger.finalize("success")
+    logger.close()
+    images = upload(*archives(tmp_path / "runs")).assets_of("visualization")
+    assert sorted(int(image.params["step"]) for image in images) == list(range(20))
+    assert len({image.content for image in images}) == 1
+
+
+def test_media_that_are_delivered_again_are_there_once(tmp_path: Path, standin: CometStandIn) -> None:
+    """A run whose delivery begins anew gives every file the id and the name that it had."""
+    logger = make(tmp_path / "runs", online=True)
+    for step in (0, 1, 1, None, None):
+        logger.log_image("photo", np.zeros((8, 8, 3), np.uint8), step, strict=True)
+        logger.log_dict("facts", {"step": step}, step)
+    logger.finalize("success")
+    logger.close()
+    before = {asset_id: asset.name for asset_id, asset in standin.only().assets.items()}
+    (run_dir(logger) / "journal" / "comet.state.json").unlink()
+    deliver(run_dir(logger), {"experiment_key": next(iter(standin.experiments)), "mode": "get"})
+    assert {asset_id: asset.name for asset_id, asset in standin.only().assets.items()} == before
+    assert len(before) == 10

@@ -19,7 +19,17 @@ import pytest
 import torch
 import yaml
 from kinds_content import FPS, RATE, moving_square, photograph, tone, torus, trained_model
-from kinds_reading import READINGS, ConsoleReading, MemoryReading, MLflowReading, Reading, TensorBoardReading
+from kinds_reading import (
+    READINGS,
+    CometReading,
+    ConsoleReading,
+    MemoryReading,
+    MLflowReading,
+    NeptuneReading,
+    Reading,
+    TensorBoardReading,
+    WandbReading,
+)
 from PIL import Image
 from test_kinds_values import frames_of_gif, frames_of_mp4, pixels, read_ply
 from warm_python import WarmPython
@@ -99,7 +109,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Ite
         reading.logger.close()
 
 
-FILES = ["csv", "tensorboard", "mlflow", "memory"]
+FILES = ["csv", "tensorboard", "mlflow", "memory", "comet", "neptune", "wandb"]
 files_and = pytest.mark.parametrize("tracker", FILES)
 
 
@@ -161,6 +171,10 @@ def test_a_histogram_is_read_back(runs: Callable[[str], Reading], tracker: str) 
         assert (shown.num, shown.min, shown.max) == (weights.size, weights.min(), weights.max())
         assert shown.sum_squares == pytest.approx(np.square(weights).sum())
         return
+    if isinstance(reading, WandbReading):
+        shown = reading.row("weights", 3)
+        assert (shown["_type"], shown["values"], shown["bins"]) == ("histogram", counts.tolist(), edges.tolist())
+        return
     if isinstance(reading, MemoryReading):
         made = reading.record(Kind.HISTOGRAM, "weights", 3).value["weights"]
     else:
@@ -179,6 +193,9 @@ def test_gradients_and_parameters_are_watched(runs: Callable[[str], Reading], tr
             if isinstance(reading, TensorBoardReading):
                 assert sum(reading.histogram(key, 0).bucket) == parameter.numel()
                 continue
+            if isinstance(reading, WandbReading):
+                assert sum(reading.row(key, None)["values"]) == parameter.numel()
+                continue
             if isinstance(reading, MemoryReading):
                 made = reading.record(Kind.WATCH, key, 0).value[key]
             else:
@@ -188,10 +205,13 @@ def test_gradients_and_parameters_are_watched(runs: Callable[[str], Reading], tr
 
 @files_and
 def test_a_torus_is_read_back(runs: Callable[[str], Reading], tracker: str) -> None:
-    """All points come back as 32-bit floats with their colours; at TensorBoard as a mesh."""
+    """All points come back as 32-bit floats with their colours; at TensorBoard as a mesh, at W&B as an Object3D."""
     cloud, reading = torus(), runs(tracker)
     if isinstance(reading, TensorBoardReading):
         xyz, colours = reading.mesh("torus_VERTEX", 3)[0], reading.mesh("torus_COLOR", 3)[0]
+    elif isinstance(reading, WandbReading):
+        points = np.array(json.loads(reading.files(Kind.POINT_CLOUD, "torus", 3)[0]))
+        xyz, colours = points[:, :3], points[:, 3:]
     else:
         _, xyz, colours = read_ply(reading.files(Kind.POINT_CLOUD, "torus", 3)[0])
     assert np.array_equal(xyz, cloud[:, :3].astype(np.float32))
@@ -210,6 +230,10 @@ def test_a_table_is_read_back(runs: Callable[[str], Reading], tracker: str, monk
         assert shown.to_dict("list") == TABLE
         return
     [content] = reading.files(Kind.TABLE, "recalls", 3)
+    if isinstance(reading, WandbReading):
+        shown = json.loads(content)
+        assert dict(zip(shown["columns"], map(list, zip(*shown["data"], strict=True)), strict=True)) == TABLE
+        return
     assert pyarrow.parquet.read_table(io.BytesIO(content)).to_pydict() == TABLE
     if isinstance(reading, TensorBoardReading):
         assert "| dog | 0.75 |" in reading.text("recalls", 3)
@@ -478,11 +502,14 @@ def test_a_large_checkpoint_costs_a_hard_link(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys, time
 import numpy as np
-from lightning_loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
+from lightning_loggers import CometLogger, CSVLogger, MLFlowLogger, NeptuneLogger, TensorBoardLogger, WandbLogger
 from lightning_loggers.loggers import encoding
-loggers = [CSVLogger("csv", version="run", delivery="offline"),
+loggers = [CometLogger(offline_directory="comet", online=False, delivery="offline"),
+           NeptuneLogger(save_dir="neptune", mode="offline", version="run", delivery="offline"),
+           CSVLogger("csv", version="run", delivery="offline"),
            TensorBoardLogger("tensorboard", version="run", delivery="offline"),
-           MLFlowLogger(save_dir="mlflow", version="run", delivery="offline")]
+           MLFlowLogger(save_dir="mlflow", version="run", delivery="offline"),
+           WandbLogger(save_dir="wandb", version="run", offline=True, delivery="offline")]
 image = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
 for step in range(5):
     for logger in loggers:
@@ -522,13 +549,17 @@ def test_media_of_a_killed_offline_run_are_delivered(python: WarmPython, tmp_pat
     done = python.run(KILLED, folder=tmp_path)
     assert done.returncode == -signal.SIGKILL, done
     image = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
-    for tracker in ("csv", "tensorboard", "mlflow"):
-        run_dir = tmp_path / tracker / "lightning_logs" / "run"
+    for tracker in ("csv", "tensorboard", "mlflow", "comet", "neptune", "wandb"):
+        [journal] = (tmp_path / tracker).glob("*/*/journal")
+        run_dir = journal.parent
         steps = [record.step for record in read(run_dir) if record.kind == Kind.IMAGE]
         assert steps == list(range(len(steps)))  # a tail may lack, nothing before it
         assert len(steps) >= 5
-        deliver(run_dir)
         reading = READINGS[tracker].__new__(READINGS[tracker])
+        if isinstance(reading, WandbReading):
+            reading.deliver(run_dir)
+        else:
+            deliver(run_dir)
         reading.logger = SimpleNamespace(log_dir=run_dir)  # type: ignore[assignment]
         if isinstance(reading, MLflowReading):
             from mlflow import MlflowClient
@@ -537,6 +568,10 @@ def test_media_of_a_killed_offline_run_are_delivered(python: WarmPython, tmp_pat
             [experiment] = [found for found in client.search_experiments() if found.name == "lightning_logs"]
             [found] = client.search_runs([experiment.experiment_id])
             reading.folder = Path(client.download_artifacts(found.info.run_id, ""))
+        if isinstance(reading, CometReading):
+            reading.read(tmp_path / tracker)
+        if isinstance(reading, NeptuneReading):
+            reading.read(run_dir)
         if isinstance(reading, TensorBoardReading):
             from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import free_port, wait_until
@@ -771,3 +772,66 @@ def test_capabilities_say_no_more_than_is_true() -> None:
     assert NeptuneAdapter.capabilities == Capabilities(
         kinds=NeptuneAdapter.capabilities.kinds, keeps_time=True, integer_steps=False
     )
+
+
+# ---------------------------------------------------------------------- media
+
+PHOTO = np.zeros((8, 8, 3), np.uint8)
+PNG = b"\x89PNG"
+
+
+def log_media(logger: NeptuneLogger) -> None:
+    """An image at three steps, one of them twice; a histogram; a configuration."""
+    for step in (0, 1, 1):
+        logger.log_image("val/photo", PHOTO, step, strict=True)
+    logger.log_histogram("weights", [1.0, 2.0], 5, strict=True)
+    logger.log_config({"lr": 0.1})
+
+
+def check_media(files: dict[str, bytes]) -> None:
+    """Whether all of them are there, by their names."""
+    media = {path: content for path, content in files.items() if "/media/" in path}
+    named = {"0.png", "1.png"}
+    photos = {path.rpartition("/")[2]: content for path, content in media.items() if "/val/photo/" in path}
+    assert named < set(photos)
+    assert len(photos) == 3
+    assert all(content.startswith(PNG) for content in photos.values())
+    assert json.loads(media["training/media/weights/5.json"])["weights"]["sum"] == 3
+    assert media["training/media/config/no-step.yaml"] == b"lr: 0.1\n"
+    assert len(media) == 5
+
+
+def test_a_server_has_media_as_files(tmp_path: Path, standin: NeptuneStandIn) -> None:
+    """Online, each is a file of the run, named by its identifier and step."""
+    logger = make(tmp_path, api_key=standin.token)
+    log_media(logger)
+    logger.finalize("success")
+    assert (logger.stats.pending, logger.stats.rejected) == (0, 0)
+    logger.close()
+    check_media(standin.only_run().files)
+
+
+def test_media_that_are_synced_are_files_at_the_server(tmp_path: Path, standin: NeptuneStandIn) -> None:
+    """``neptune sync`` sends what the offline folder has kept."""
+    logger = make(tmp_path)
+    log_media(logger)
+    logger.finalize("success")
+    logger.close()
+    check_media(offline(run_dir(logger)).files)
+    check_media(sync(run_dir(logger) / ".neptune", standin).files)
+
+
+def test_the_place_of_media_is_theirs(tmp_path: Path, told: Callable[[], str]) -> None:
+    """A metric that wants a field below ``media`` is moved aside, and many files leave no note each in the state."""
+    logger = make(tmp_path)
+    for step in range(50):
+        logger.log_dataset(f"set{step}", {"a": 1})
+    logger.log_metrics({"media/set0/no-step.json": 1.0}, 0)
+    logger.finalize("success")
+    logger.close()
+    run = offline(run_dir(logger))
+    assert len([path for path in run.files if path.startswith("training/media/")]) == 50
+    assert run.series["training/media_/set0/no-step.json"][0][0] == 1.0
+    assert "media_" in told()
+    state = json.loads((run_dir(logger) / "journal" / "neptune.state.json").read_bytes())
+    assert len(state["remote"]["extra"]["fields"]["fields"]) < 10

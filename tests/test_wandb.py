@@ -18,6 +18,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger as LightningsLogger
+from PIL import Image
+from test_kinds_values import frames_of_mp4
 from wandb_reading import QUIET, OfflineRun
 from wandb_running import OWN, Regression, answering, deliver, fit, isolated, logged, make, run_dir, sync
 from wandb_standin import API_KEY, StandInRun, WandbStandIn
@@ -50,10 +52,10 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbStandIn]:
     "name", ["watch", "log_table", "log_image", "log_audio", "log_video", "use_artifact", "download_artifact"]
 )
 def test_methods_are_lightnings(name: str) -> None:
-    """Names, order and defaults of the parameters are those of Lightning's logger."""
+    """Names, order and defaults of the parameters are those of Lightning's logger; ours adds some by keyword only."""
     want = inspect.signature(getattr(LightningsLogger, name)).parameters.values()
     got = inspect.signature(getattr(WandbLogger, name)).parameters.values()
-    assert [(p.name, p.default) for p in got] == [(p.name, p.default) for p in want]
+    assert [(p.name, p.default) for p in got if p.kind != p.KEYWORD_ONLY] == [(p.name, p.default) for p in want]
 
 
 def test_all_arguments_of_wandb_init_are_taken() -> None:
@@ -242,8 +244,6 @@ def test_media_arrive_as_lightnings_own_logger_sends_them(
     tmp_path: Path, standin: WandbStandIn, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Tables, images, overlays and videos are W&B's own; what its SDK lacks a package for is whole in an artifact."""
-    from PIL import Image
-
     logger = make(tmp_path, delivery="offline")
     pixels = np.random.default_rng(0).integers(0, 255, (5, 7, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -259,8 +259,6 @@ def test_media_arrive_as_lightnings_own_logger_sends_them(
     logger.log_image("overlaid", [pixels], step=3, masks=[{"truth": mask}], boxes=[{"found": boxes}])
     logger.log_audio("sounds", [np.zeros(8), np.ones((4, 2))], step=4, sample_rate=[8000, 16000], caption=["u", "v"])
     logger.log_video("videos", [tmp_path / "b.gif", np.zeros((2, 3, 4, 4), np.uint8)], step=5, fps=[4, 4])
-    with pytest.raises(TypeError, match="must be a list"):
-        logger.log_image("images", pixels)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="there must be one each"):
         logger.log_image("images", [pixels], caption=["a", "b"])
     logger.log_image("shapeless", [np.zeros(3)], step=6)
@@ -303,6 +301,80 @@ def test_media_arrive_as_lightnings_own_logger_sends_them(
     else:
         sounds = [files[item["path"]] for item in said["audio"]]
     assert sorted(int.from_bytes(sound[24:28], "little") for sound in sounds) == [8000, 16000]
+
+
+def test_kinds_without_a_form_of_their_own_are_artifacts_with_standard_names(
+    tmp_path: Path, standin: WandbStandIn
+) -> None:
+    """Models, datasets, tensors, graphs and configurations: an artifact of that type each, a version a record."""
+    logger = make(tmp_path)
+    model = torch.nn.Linear(2, 1)
+    logger.log_model("net", model, 1, strict=True)
+    with torch.no_grad():
+        model.weight += 1
+    logger.log_model("net", model, 2, strict=True)
+    logger.log_best_model("best", model, 2, strict=True)
+    logger.log_dataset("digits", np.arange(6), context="test", strict=True)
+    logger.log_torch("batch", torch.arange(3), strict=True)
+    logger.log(model, "layers", kind="graph", strict=True)
+    logger.log_config({"lr": 0.5}, strict=True)
+    logger.finalize("success")
+    assert (logger.stats.pending, logger.stats.rejected, logger.stats.dropped) == (0, 0, 0)
+    found = {(a.collection.partition("-media-")[2], a.type, *sorted(a.files)): a for a in standin.artifacts}
+    assert set(found) == {
+        ("model-net", "model", "media/net/1.pt"), ("model-net", "model", "media/net/2.pt"),
+        ("best_model-best", "model", "media/best/2.pt"), ("dataset-digits", "dataset", "media/digits/no-step.json"),
+        ("torch-batch", "torch", "media/batch/no-step.pt"), ("graph-layers", "graph", "media/layers/no-step.json"),
+        ("config-config", "config", "media/config/no-step.yaml"),
+    }  # fmt: skip
+    best = found["best_model-best", "model", "media/best/2.pt"]
+    assert {"best", "latest"} <= set(best.aliases)
+    state = torch.load(io.BytesIO(best.files["media/best/2.pt"]), weights_only=True)
+    assert torch.equal(state["weight"], model.weight)
+    described = found["dataset-digits", "dataset", "media/digits/no-step.json"].metadata
+    assert (described["name"], described["context"]) == ("digits", "test")
+    assert found["config-config", "config", "media/config/no-step.yaml"].files == {
+        "media/config/no-step.yaml": b"lr: 0.5\n"
+    }
+
+
+def test_figures_and_overlays_of_one_call_are_native(
+    tmp_path: Path, standin: WandbStandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Figures of plotly are W&B's charts, pages its Html, masks its masks; what its SDK refuses is a standard file."""
+    import plotly.graph_objects as go
+
+    (tmp_path / "page.html").write_text("<b>page</b>")
+    (tmp_path / "drawing.svg").write_text("<svg/>")
+    logger = make(tmp_path)
+    pixels = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+    mask = np.tile(np.arange(5, dtype=np.uint8), (4, 1))
+    logger.log_figure("chart", go.Figure(go.Bar(y=np.array([1.0, 2.5]))), 1, strict=True)
+    logger.log_figure("page", tmp_path / "page.html", 1, strict=True)
+    logger.log_figure("drawing", tmp_path / "drawing.svg", 1, strict=True)
+    logger.log_image("seen", pixels, 2, caption="one", masks={"truth": mask}, strict=True)
+    logger.log_histogram("fine", np.arange(10.0), 3, bins=1000, strict=True)
+    logger.log_point_cloud("clouds", np.arange(18.0).reshape(2, 3, 3), 4, strict=True)
+    logger.log_video("moving", [np.zeros((3, 3, 16, 16), np.uint8)], 5, fps=[8], caption=["square"])
+    logger.finalize("success")
+    assert (logger.stats.pending, logger.stats.rejected, logger.stats.dropped) == (0, 0, 0)
+    run = standin.only_run()
+    rows = {key: value for row in run.history for key, value in row.items() if not key.startswith(("_", "trainer/"))}
+    assert rows["chart"]["_type"] == "plotly-file"
+    assert json.loads(run.files[rows["chart"]["path"]])["data"][0]["y"] == [1.0, 2.5]
+    assert run.files[rows["page"]["path"]] == b"<b>page</b>"
+    assert rows["seen"]["captions"] == ["one"]
+    shown = run.files[rows["seen"]["all_masks"][0]["truth"]["path"]]
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(shown))), mask)
+    clouds = [json.loads(run.files[item["path"]]) for item in rows["clouds"]["objects"]]
+    assert np.array_equal(clouds, np.arange(18.0).reshape(2, 3, 3))
+    assert (rows["moving"]["_type"], rows["moving"]["captions"]) == ("videos", ["square"])
+    assert len(frames_of_mp4(run.files[rows["moving"]["videos"][0]["path"]])[0]) == 3
+    wholes = {name: content for a in standin.artifacts for name, content in a.files.items()}
+    assert set(wholes) == {"media/drawing/1.svg", "media/fine/3.json"}
+    assert sum(json.loads(wholes["media/fine/3.json"])["fine"]["counts"]) == 10
+    assert "in the artifact" in rows["fine"]
+    assert caplog.text.count("W&B's SDK does not take") == 2
 
 
 def test_trainer_fit_keeps_checkpoints_as_model_artifacts(tmp_path: Path, standin: WandbStandIn) -> None:

@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from lightning_loggers.adapters.base import Adapter, Capabilities, Context, Fault, FaultKind, unknown_option
 from lightning_loggers.adapters.comet_archive import Archive
+from lightning_loggers.adapters.comet_media import OWN_FORMS, form_of, histograms
 from lightning_loggers.adapters.comet_sdk import (
     CometRefusedError,
     CometSetupError,
@@ -30,6 +31,7 @@ from lightning_loggers.adapters.comet_sdk import (
     server_and_key,
 )
 from lightning_loggers.adapters.comet_service import Service
+from lightning_loggers.adapters.standard_files import STANDARD_FILES, StandardFiles, inline_value
 from lightning_loggers.errors import ConfigurationError
 from lightning_loggers.records import Kind, Record, RunStatus
 from lightning_loggers.values.metrics import as_number
@@ -69,10 +71,11 @@ class CometAdapter(Adapter):
     max_key_length = 100
     capabilities: ClassVar[Capabilities] = Capabilities(
         kinds={
+            **{kind: f"asset {form}" for kind, form in STANDARD_FILES.items()},
+            **OWN_FORMS,
             Kind.METRIC: "metric, at its step and time; NaN and infinities as Comet's words for them",
             Kind.PARAM: "parameter; over-long values whole in the asset params/<name>.txt",
             Kind.TEXT: "text sample",
-            Kind.DICT: "asset <identifier>/<step>-<time in ns>.json",
             Kind.ARTIFACT: "asset",
             Kind.CHECKPOINT: "files of a model, with score and aliases as their metadata",
         },
@@ -85,6 +88,7 @@ class CometAdapter(Adapter):
         self._destination: Destination | None = None
         self._api_key: str | None = None
         self._keys_told = 0
+        self._files = StandardFiles(context, _asset_name)
 
     @classmethod
     @override
@@ -184,6 +188,10 @@ class CometAdapter(Adapter):
     @override
     def send(self, records: Sequence[Record]) -> None:
         destination = self._opened()
+        with self._files.batch():
+            self._send(destination, records)
+
+    def _send(self, destination: Destination, records: Sequence[Record]) -> None:
         destination.begin()
         for record in records:  # first what may be refused, and what is there once however often it is sent
             if record.kind in _SENDERS:
@@ -263,10 +271,21 @@ class CometAdapter(Adapter):
             metadata={"identifier": record.id or ""},
         )
 
-    def _send_dict(self, record: Record) -> None:
-        text = json.dumps(record.value, indent=1) if record.value is not None else self._blob_text(record)
-        step = "no-step" if record.step is None else record.step
-        self._upload(record, _bytes(text), f"{_asset_name(record.id or 'dict')}/{step}-{record.time_ns}.json")
+    def _send_standard_files(self, record: Record) -> None:
+        for number, file in enumerate(self._files.of(record)):
+            form = form_of(record, number, file)
+            if form is None:
+                self._upload(record, file.source or file.content, _asset_name(file.place))
+            else:
+                assert file.source is not None
+                self._upload(record, file.source, _asset_name(form.name), kind=form.kind, metadata=form.metadata)
+
+    def _send_histograms(self, record: Record) -> None:
+        assert self._sdk is not None
+        self._send_standard_files(record)
+        if record.step is not None:  # Comet draws them along their steps
+            for form, content in histograms(inline_value(record, self.context), self._sdk):
+                self._upload(record, content, _asset_name(form.name), kind=form.kind)
 
     def _blob_text(self, record: Record) -> str:
         return "".join(self.context.blobs.locate(blob).read_text(encoding="utf-8") for blob in record.blobs or [])
@@ -339,8 +358,10 @@ class CometAdapter(Adapter):
 
 
 _SENDERS: dict[str, Callable[[CometAdapter, Record], None]] = {
+    **dict.fromkeys(STANDARD_FILES, CometAdapter._send_standard_files),
+    Kind.HISTOGRAM: CometAdapter._send_histograms,
+    Kind.WATCH: CometAdapter._send_histograms,
     Kind.TEXT: CometAdapter._send_text,
-    Kind.DICT: CometAdapter._send_dict,
     Kind.ARTIFACT: CometAdapter._send_artifact,
     Kind.CHECKPOINT: CometAdapter._send_checkpoint,
 }

@@ -112,7 +112,8 @@ class Archive:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write_whole(path, upload.content)
         else:
-            inside = f"blobs/{upload.content.parent.name}/{upload.content.name}"
+            # `comet upload` deletes each file when it was sent: what is in two messages is in the archive twice.
+            inside = f"blobs/{upload.content.parent.name}/{upload.asset_id}/{upload.content.name}"
         message = self._sdk.messages.UploadFileMessage(
             inside, upload.kind or "asset", upload.params(), upload.metadata, size=0
         )
@@ -235,8 +236,10 @@ class Archive:
         return files, values
 
     def _path_of(self, inside: str) -> Path:
-        folder = self._context.blobs.folder.parent if inside.startswith("blobs/") else self._folder
-        return folder / inside
+        kind, *parts = inside.split("/")
+        if kind != "blobs":
+            return self._folder / inside
+        return self._context.blobs.folder / parts[0] / parts[-1]
 
     def _tell(self, values: Counter[bytes], missing: int) -> None:
         tell = self._context.notices.tell_once

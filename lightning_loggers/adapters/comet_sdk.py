@@ -20,6 +20,9 @@ STATUS_OTHER = "lightning_loggers.status"
 RUN_UID_OTHER = "lightning_loggers.run_uid"
 FRAMEWORK = "pytorch-lightning"
 
+IMAGE = "visualization"
+"""Comet's type of images; they have an address and words of their own."""
+
 _TRANSIENT_HTTP = {408, 425, 429, 500, 502, 503, 504}
 _ENDINGS = {
     RunStatus.FINISHED: None,
@@ -78,21 +81,30 @@ class Upload:
 
     def params(self) -> dict[str, Any]:
         """What Comet is told about it, in its words."""
-        suffix = Path(self.name).suffix
-        params = {
+        params: dict[str, Any] = {
             "assetId": self.asset_id,
             "context": None,
-            "extension": suffix.removeprefix(".") or None,
+            "extension": self._extension(),
             "fileName": self.name,
             "overwrite": self.overwrite,
             "step": self.step,
             "epoch": None,
         }
+        if self.kind == IMAGE:
+            params["figName"], params["imageId"] = params.pop("fileName"), params.pop("assetId")
+            return params
         if self.kind is not None:
             params["type"] = self.kind
+        if self.kind == "audio":
+            params["sampleRate"] = self.metadata.get("sample_rate")
         if self.group is not None:
             params["groupingName"] = self.group
         return params
+
+    def _extension(self) -> str | None:
+        """Of the file where there is one: images are called by their identifiers alone."""
+        named = self.content.name if isinstance(self.content, Path) and self.kind == IMAGE else self.name
+        return Path(named).suffix.removeprefix(".") or None
 
 
 class Destination(Protocol):
@@ -137,6 +149,7 @@ def load_sdk() -> SimpleNamespace:
     from comet_ml import batch_utils, messages, offline_utils
     from comet_ml.api_key.comet_api_key import parse_api_key
     from comet_ml.config import get_config
+    from comet_ml.data_structure import Histogram
 
     if not theirs:
         with contextlib.suppress(AttributeError, ValueError):
@@ -147,6 +160,7 @@ def load_sdk() -> SimpleNamespace:
         offline_utils=offline_utils,
         parse_api_key=parse_api_key,
         config=get_config(),
+        Histogram=Histogram,
     )
 
 

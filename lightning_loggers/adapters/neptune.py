@@ -11,6 +11,8 @@ Neptune's hosted service ended on 2026-03-05. What the SDK would drop or cut is 
   series; those of more than 1,000 characters are files below ``<name>__files``, named by an item ``{"file": ...}``.
 - Hyperparameters are values of their own type below ``<prefix>/hyperparams``: integers beyond 32 bits are floats,
   beyond 2**53 text, as are NaN, infinities and ``None``; texts of more than 16,384 characters are files.
+- Images, sounds, tables and the like are files, ``<prefix>/media/<identifier>/<step>.<suffix>``; ``media`` is kept for
+  them.
 - Neptune has no field ``a`` beside a field ``a/b``: the later one is moved aside, by an underscore, told once, and
   named in ``lightning_loggers/fitted``.
 """
@@ -30,7 +32,7 @@ from typing_extensions import override
 
 from lightning_loggers.adapters.base import Adapter, Capabilities, Context, Fault, FaultKind
 from lightning_loggers.adapters.neptune_fields import Fields, fit_path
-from lightning_loggers.adapters.neptune_records import Encoder, text_file
+from lightning_loggers.adapters.neptune_records import Encoder, fit_folder, text_file
 from lightning_loggers.adapters.neptune_sinks import (
     LockedOutError,
     OfflineFolder,
@@ -40,6 +42,7 @@ from lightning_loggers.adapters.neptune_sinks import (
     load_sdk,
     token_of,
 )
+from lightning_loggers.adapters.standard_files import STANDARD_FILES, StandardFiles
 from lightning_loggers.errors import ConfigurationError
 from lightning_loggers.records import Kind, Record, RunStatus
 from lightning_loggers.secrets import strip_uri
@@ -95,6 +98,7 @@ class NeptuneAdapter(Adapter):
     max_key_length = 250
     capabilities: ClassVar[Capabilities] = Capabilities(
         kinds={
+            **{kind: f"file <prefix>/{form}" for kind, form in STANDARD_FILES.items()},
             Kind.METRIC: "float series, at its step and time; what that cannot hold in the string series <key>__other",
             Kind.PARAM: "value of its type in <prefix>/hyperparams (or where meta says); over-long texts as files",
             Kind.TEXT: "string series in <prefix>/text, or the file that meta names; over-long texts whole as files",
@@ -112,6 +116,7 @@ class NeptuneAdapter(Adapter):
         self._mode = str(options.get("mode") or "async")
         self._prefix = fit_path(str(options["prefix"])) + "/" if options.get("prefix") else ""
         extra = context.remote.extra
+        self._files = StandardFiles(context, fit_folder)
         self._fields = Fields(extra.setdefault("fields", {}), self._tell_moved)
         self._sink: OfflineFolder | Server | None = None
         self._fitted_told = ""
@@ -281,9 +286,10 @@ class NeptuneAdapter(Adapter):
             return
         self._opened()
         assert self._sink is not None
-        encoder = Encoder(self.context, self._fields, self._prefix, self._sink.keep)
+        encoder = Encoder(self.context, self._fields, self._files, self._prefix, self._sink.keep)
         try:
-            self._put(encoder.operations(records))
+            with self._files.batch():
+                self._put(encoder.operations(records))
         except BaseException:
             self._fields.discard()
             raise

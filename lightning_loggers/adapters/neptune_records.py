@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from lightning_loggers.adapters.base import Context
-from lightning_loggers.adapters.neptune_fields import OTHER, Fields, is_regular_value, other_item
-from lightning_loggers.records import Kind, Record
+from lightning_loggers.adapters.neptune_fields import OTHER, Fields, fit_path, is_regular_value, other_item
+from lightning_loggers.adapters.standard_files import STANDARD_FILES, StandardFiles
+from lightning_loggers.records import Blob, Kind, Record
 from lightning_loggers.values.metrics import as_number
 
 _MAX_ITEM = 1000  # of a string series
 _MAX_STRING = 16_384
 _POINTS_PER_OPERATION = 1000
+_MAX_FOLDER = 300
+
+MEDIA = "media"
+"""Where files of kinds without a form of their own are; nothing else is put below it."""
 
 _TAKEN = {
     "value": "finite numbers, and integers up to 2**53",
@@ -58,15 +63,22 @@ class Encoder:
     Args:
         context: Keys, files and notices of the run.
         fields: The run's fields.
+        files: Names the files of records.
         prefix: Namespace, with a slash at its end; may be empty.
         keep: Has a file kept until it is uploaded; called with it and a name, gives arguments of ``UploadFile``.
     """
 
     def __init__(
-        self, context: Context, fields: Fields, prefix: str, keep: Callable[[Path, str], Mapping[str, Any]]
+        self,
+        context: Context,
+        fields: Fields,
+        files: StandardFiles,
+        prefix: str,
+        keep: Callable[[Path, str], Mapping[str, Any]],
     ) -> None:
         self._context = context
         self._fields = fields
+        self._files = files
         self._prefix = prefix
         self._keep = keep
 
@@ -177,22 +189,34 @@ class Encoder:
     def _encode_artifact(self, record: Record, batch: Batch) -> None:
         folder = f"{self._prefix}artifacts/{record.id or ''}".rstrip("/")
         for index, blob in enumerate(record.blobs or []):
-            self._encode_file(record, index, f"{folder}/{blob.path or blob.name}", batch)
+            self._encode_file(record, index, blob, f"{folder}/{blob.path or blob.name}", batch)
 
     def _encode_checkpoint(self, record: Record, batch: Batch) -> None:
         name = record.id or record.kind
         folder = f"{self._prefix}model/checkpoints/{name}"
         for index, blob in enumerate(record.blobs or []):
-            self._encode_file(record, index, f"{folder}/{blob.path}" if blob.path else folder, batch)
+            self._encode_file(record, index, blob, f"{folder}/{blob.path}" if blob.path else folder, batch)
         meta = record.meta or {}
         facts = {"aliases": meta.get("aliases") or [], "metadata": meta.get("metadata") or {}}
         field = self._fields.place("file", f"{self._prefix}model/checkpoints_metadata/{name}")
         batch.add(text_file(field, json.dumps(facts, indent=1), "json"))
 
-    def _encode_file(self, record: Record, index: int, path: str, batch: Batch) -> None:
+    def _encode_standard_files(self, record: Record, batch: Batch) -> None:
+        # One field stands for all that is below it: a note for each of many files would be saved with every batch.
+        media = self._fields.place("media", f"{self._prefix}{MEDIA}")
+        for index, file in enumerate(self._files.of(record)):
+            field = f"{media}/{file.place.partition('/')[2]}"
+            if file.blob is not None:
+                self._upload(record, index, file.blob, field, batch)
+            else:
+                batch.add(content_file(field, file.content, _suffix(file.place)))
+
+    def _encode_file(self, record: Record, index: int, blob: Blob, path: str, batch: Batch) -> None:
+        self._upload(record, index, blob, self._fields.place("file", path), batch)
+
+    def _upload(self, record: Record, index: int, blob: Blob, field: str, batch: Batch) -> None:
         from neptune.internal import operation as ops
 
-        blob = (record.blobs or [])[index]
         source = self._context.blobs.locate(blob)
         if self._context.blobs.changed(blob):
             self._context.notices.tell_once(
@@ -200,9 +224,8 @@ class Encoder:
                 f"{blob.name} was written to again after it was logged; it is delivered as it is now. Save to a new "
                 "file, or log it when it is final.",
             )
-        field = self._fields.place("file", path)
         kept = self._keep(source.absolute(), f"{record.time_ns}-{index}-{blob.name}")
-        batch.add(ops.UploadFile(field.split("/"), posixpath.splitext(blob.name)[1].lstrip("."), **kept))
+        batch.add(ops.UploadFile(field.split("/"), _suffix(blob.name), **kept))
 
     def _value(self, record: Record) -> Any:
         """The record's value; a large one is JSON in a blob."""
@@ -212,6 +235,7 @@ class Encoder:
 
 
 _ENCODERS: dict[str, Callable[[Encoder, Record, Batch], None]] = {
+    **dict.fromkeys(STANDARD_FILES, Encoder._encode_standard_files),
     Kind.METRIC: Encoder._encode_metrics,
     Kind.PARAM: Encoder._encode_params,
     Kind.TEXT: Encoder._encode_text,
@@ -223,10 +247,27 @@ _ENCODERS: dict[str, Callable[[Encoder, Record, Batch], None]] = {
 
 def text_file(field: str, text: str, suffix: str) -> Any:
     """The operation that makes a field a file with this text."""
+    return content_file(field, text.encode(errors="backslashreplace"), suffix)
+
+
+def fit_folder(identifier: str) -> str:
+    """An identifier as a path of fields; one that is changed here gets a hash from its caller.
+
+    >>> fit_folder("val/photo"), len(fit_folder("k" * 1000))
+    ('val/photo', 300)
+    """
+    return fit_path(identifier)[:_MAX_FOLDER].rstrip("/")
+
+
+def content_file(field: str, content: bytes, suffix: str) -> Any:
+    """The operation that makes a field a file with this content."""
     from neptune.internal import operation as ops
 
-    content = base64.b64encode(text.encode(errors="backslashreplace")).decode()
-    return ops.UploadFileContent(field.split("/"), suffix, content)
+    return ops.UploadFileContent(field.split("/"), suffix, base64.b64encode(content).decode())
+
+
+def _suffix(name: str) -> str:
+    return posixpath.splitext(name)[1].lstrip(".")
 
 
 def _length(text: str) -> int:

@@ -18,9 +18,10 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from lightning_loggers.adapters.base import Adapter, Capabilities, Context, Fault
+from lightning_loggers.adapters.standard_files import STANDARD_FILES
 from lightning_loggers.adapters.wandb_begin import begin
 from lightning_loggers.adapters.wandb_file import MARK
-from lightning_loggers.adapters.wandb_records import AXIS, has_files, has_row, value_of
+from lightning_loggers.adapters.wandb_records import AXIS, has_files, has_row
 from lightning_loggers.adapters.wandb_sdk import (
     UnreachableError,
     fault_of,
@@ -50,6 +51,7 @@ _EXIT_CODES = {
 }
 _LOG_ROWS_THEMSELVES = ("sync_tensorboard", "tensorboard", "monitor_gym")
 _SHARED = "wandb.shared"
+_ARTIFACTS = (Kind.MODEL, Kind.BEST_MODEL, Kind.DATASET, Kind.TORCH, Kind.GRAPH, Kind.CONFIG)
 
 _live: dict[Path, Any] = {}
 _given: dict[str, Any] = {}
@@ -111,17 +113,21 @@ class WandbAdapter(Adapter):
     max_key_length = 250
     capabilities: ClassVar[Capabilities] = Capabilities(
         kinds={
+            **STANDARD_FILES,
+            **{kind: f"artifact of type {kind}, with {STANDARD_FILES[kind]}" for kind in _ARTIFACTS},
             Kind.METRIC: "history row, at its step and time",
             Kind.PARAM: "config, nested; over-long values whole in an artifact",
             Kind.TEXT: "history row; over-long texts whole in an artifact",
             Kind.DICT: "history row",
             Kind.TABLE: "Table",
             Kind.IMAGE: "Image",
-            Kind.AUDIO: "Audio",
+            Kind.FIGURE: "Image; plotly: Plotly",
+            Kind.AUDIO: "Audio (several at once without soundfile: artifact)",
             Kind.VIDEO: "Video",
             Kind.HISTOGRAM: "Histogram",
+            Kind.POINT_CLOUD: "Object3D",
             Kind.WATCH: "Histograms of gradients and parameters",
-            Kind.GRAPH: "text artifact",
+            Kind.BEST_MODEL: f"artifact of type model, alias best, with {STANDARD_FILES[Kind.MODEL]}",
             Kind.ARTIFACT: "artifact",
             Kind.CHECKPOINT: "artifact of type model, with aliases and metadata",
         },
@@ -276,14 +282,20 @@ class WandbAdapter(Adapter):
         if self._mode == "disabled":
             return
         session = self._opened()
+        with session.artifacts.files.batch():
+            self._send(session, records)
+
+    def _send(self, session: Session, records: Sequence[Record]) -> None:
         rows = [record for record in records if has_row(record)]
         if params := [record for record in records if record.kind == Kind.PARAM and record.data]:
             session.send_params(params)
         for record in records:
             if record.kind in {Kind.ARTIFACT, Kind.CHECKPOINT} and record.blobs:
                 session.artifacts.hand(record)
-            elif record.kind == Kind.GRAPH and (text := value_of(self.context, record)) is not None:
-                session.artifacts.hand_text(record, str(text))
+            elif record.kind == Kind.GRAPH and isinstance(record.value, str):
+                session.artifacts.hand_text(record, record.value)
+            elif record.kind in _ARTIFACTS and (record.blobs or record.value is not None):
+                session.artifacts.hand_standard(record)
         session.hand_rows(rows)
         session.tell_names()
         try:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_loggers.adapters.base import Context
+from lightning_loggers.adapters.standard_files import StandardFiles, inline_value
 from lightning_loggers.adapters.wandb_file import RunFile
 from lightning_loggers.adapters.wandb_sdk import LockedOutError, RefusedError, UnreachableError, locked_out
-from lightning_loggers.records import Blob, Kind, Record
+from lightning_loggers.records import Kind, Record
 
 UPLOAD_PATIENCE_S = 60.0
+_DATASET_FACTS = ("name", "digest", "source", "context", "profile")
 
 _Key = tuple[int, str]
 
@@ -29,6 +31,8 @@ class Artifacts:
         self._run = run
         self._file = file
         self._handed: dict[_Key, Any] = {}
+        self.files = StandardFiles(context)
+        """Names the files of kinds that W&B has no form of its own for."""
         self.due = 0
         """How many the SDK's file is to hold."""
 
@@ -59,17 +63,36 @@ class Artifacts:
             artifact.add_file(str(path), name=place, policy=options.get("add_file_policy") or "mutable")
         self._log(_key(record), artifact, meta.get("aliases") or None)
 
-    def hand_blobs(self, record: Record, label: str, files: Sequence[tuple[str, Blob]]) -> str:
-        """Hand files to the SDK as an artifact of the record's kind, which is waited for with the record.
+    def hand_standard(self, record: Record) -> str:
+        """Hand the standard files of a record to the SDK as an artifact, which is waited for with the record.
 
         Returns:
-            The artifact's name.
+            The artifact's name: the same for all records of that kind and identifier, whose versions they are.
         """
-        artifact = self._new(label, str(record.kind))
-        for name, blob in files:
-            artifact.add_file(str(self._context.blobs.locate(blob)), name=name)
-        self._log(_key(record), artifact, None)
-        return str(artifact.name)
+        import wandb
+
+        files = self.files.of(record)
+        name = artifact_name(f"run-{self._run.id}-media-{record.kind}-{record.id or record.kind}")
+        if _key(record) in self._handed:
+            return name
+        best = record.kind == Kind.BEST_MODEL
+        artifact = wandb.Artifact(name, type=str(Kind.MODEL if best else record.kind), metadata=self._facts(record))
+        for file in files:
+            if file.source is not None:
+                artifact.add_file(str(file.source), name=file.place)
+            else:
+                with artifact.new_file(file.place, mode="wb") as content:
+                    content.write(file.content)
+        self._log(_key(record), artifact, ["latest", "best"] if best else None)
+        return name
+
+    def _facts(self, record: Record) -> dict[str, Any]:
+        """What is shown of an artifact besides its files."""
+        facts: dict[str, Any] = {"identifier": record.id, "step": record.step}
+        if record.kind == Kind.DATASET:
+            described = dict(inline_value(record, self._context) or {})
+            facts |= {name: described[name] for name in _DATASET_FACTS if described.get(name) is not None}
+        return facts
 
     def hand_text(self, record: Record, text: str) -> None:
         """Hand a text to the SDK as an artifact, which is waited for with the record."""

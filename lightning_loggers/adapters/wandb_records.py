@@ -7,7 +7,8 @@ from typing import Any
 
 from lightning_loggers.adapters.base import Context
 from lightning_loggers.adapters.wandb_artifacts import Artifacts
-from lightning_loggers.records import Blob, Kind, Record
+from lightning_loggers.adapters.wandb_media import MEDIA, media_of
+from lightning_loggers.records import Kind, Record
 from lightning_loggers.values.tables import table_of
 
 AXIS = "trainer/global_step"
@@ -16,7 +17,7 @@ AXIS = "trainer/global_step"
 _LONG_TEXT = 1_000_000  # W&B's advice: less than 1 MB a value
 _LONG_PARAM = 100_000
 _NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-_FILES = frozenset({Kind.IMAGE, Kind.AUDIO, Kind.VIDEO})
+_OWN_FORM = MEDIA | {Kind.TABLE, Kind.HISTOGRAM, Kind.WATCH}
 
 
 def has_row(record: Record) -> bool:
@@ -28,7 +29,7 @@ def has_row(record: Record) -> bool:
 
 def has_files(record: Record) -> bool:
     """Whether a record's row comes with files that the SDK uploads beside it."""
-    return record.kind == Kind.TABLE or record.kind in _FILES
+    return record.kind == Kind.TABLE or record.kind in MEDIA
 
 
 def value_of(context: Context, record: Record) -> Any:
@@ -53,17 +54,17 @@ class Rows:
     def log(self, run: Any, record: Record) -> None:
         """Hand a record's row to the SDK."""
         values = _ROWS[record.kind]
-        if not (has_files(record) and record.blobs):
+        if record.kind not in _OWN_FORM:
             run.log(self._row(record, values(self, record)))
             return
         try:
             run.log(self._row(record, values(self, record)))
         except Exception as error:  # noqa: BLE001 - the SDK wants further packages for media, and has its own arguments
-            files = [(f"{number}-{blob.name}", blob) for number, blob in enumerate(record.blobs or [])]
-            name = self._artifacts.hand_blobs(record, f"{record.id}-{record.time_ns}", files)
+            name = self._artifacts.hand_standard(record)
+            self._artifacts.wait([record])  # first: a row that is there is not made again after a crash
             self._context.notices.tell_once(
                 ("media", record.kind, str(error)),
-                f"W&B's SDK does not take {record.kind} {record.id!r} ({type(error).__name__}: {error}): its files are "
+                f"W&B's SDK does not take {record.kind} {record.id!r} ({type(error).__name__}: {error}): it is whole "
                 f"in the artifact {name}.",
             )
             run.log(self._row(record, {self._key(record): f"[in the artifact {name}]"}))
@@ -106,37 +107,7 @@ class Rows:
         return {self._key(record): wandb.Table(columns=table["columns"], data=table["data"], allow_mixed_types=True)}
 
     def _media(self, record: Record) -> dict[str, Any]:
-        import wandb
-
-        make = {Kind.IMAGE: wandb.Image, Kind.AUDIO: wandb.Audio, Kind.VIDEO: wandb.Video}[Kind(record.kind)]
-        blobs, details = record.blobs or [], (record.meta or {}).get("details") or []
-        files = blobs[: len(details)] if details else blobs  # the others belong to the details
-        return {
-            self._key(record): [
-                make(str(self._context.blobs.locate(blob)), **self._media_details(details[index], blobs))
-                if details
-                else make(str(self._context.blobs.locate(blob)))
-                for index, blob in enumerate(files)
-            ]
-        }
-
-    def _media_details(self, details: Mapping[str, Any], blobs: Sequence[Blob]) -> dict[str, Any]:
-        """Arguments as the SDK wants them: JSON has no arrays, and no numbers as keys."""
-        made = dict(details)
-        for name in ("masks", "boxes"):
-            if isinstance(made.get(name), Mapping):
-                made[name] = {key: self._overlay(overlay, blobs) for key, overlay in made[name].items()}
-        return made
-
-    def _overlay(self, overlay: Mapping[str, Any], blobs: Sequence[Blob]) -> dict[str, Any]:
-        import numpy as np
-
-        made = dict(overlay)
-        if isinstance(made.get("class_labels"), Mapping):
-            made["class_labels"] = {int(key): label for key, label in made["class_labels"].items()}
-        if (number := made.pop("mask_blob", None)) is not None:
-            made["mask_data"] = np.load(self._context.blobs.locate(blobs[int(number)]), allow_pickle=False)
-        return made
+        return {self._key(record): media_of(self._context, record)}
 
     def _histograms(self, record: Record) -> dict[str, Any]:
         import wandb
@@ -171,6 +142,8 @@ _ROWS: dict[str, Callable[[Rows, Record], dict[str, Any]]] = {
     Kind.IMAGE: Rows._media,
     Kind.AUDIO: Rows._media,
     Kind.VIDEO: Rows._media,
+    Kind.FIGURE: Rows._media,
+    Kind.POINT_CLOUD: Rows._media,
     Kind.HISTOGRAM: Rows._histograms,
     Kind.WATCH: Rows._histograms,
 }

@@ -30,8 +30,7 @@ from lightning_loggers.loggers.wandb_options import (
 from lightning_loggers.loggers.wandb_watch import WandbWatching
 from lightning_loggers.policies import LogPolicy
 from lightning_loggers.records import Kind, RunStatus, split_nonfinite
-from lightning_loggers.values.params import _open as opened  # the one place that knows what is opened
-from lightning_loggers.values.params import flatten
+from lightning_loggers.values.params import contents, flatten
 from lightning_loggers.values.plain import plain_json as plain
 
 _STILL_TRUE = frozenset({"dir", "entity", "finish", "id", "name", "path", "project", "summary", "url"})
@@ -365,7 +364,7 @@ def _shape_of(params: Any) -> dict[str, Any]:
     lists: dict[str, Any] = {}
 
     def visit(prefix: str, value: Any, parents: tuple[int, ...]) -> None:
-        inner = opened(value, any_object=not prefix)
+        inner = contents(value, any_object=not prefix)
         if inner is None or id(value) in parents:
             if (
                 prefix

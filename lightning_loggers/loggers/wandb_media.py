@@ -13,7 +13,9 @@ from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.loggers.journaled import JournaledLogger
 from lightning_loggers.loggers.wandb_files import as_array, keep_file, keep_image, keep_sound
 from lightning_loggers.records import Blob, Kind
+from lightning_loggers.values.lazy import is_lazy
 from lightning_loggers.values.plain import plain_json as plain
+from lightning_loggers.values.snapshots import is_installed
 
 Keep = Callable[[JournalWriter, Any, dict[str, Any]], Blob]
 
@@ -21,23 +23,30 @@ Keep = Callable[[JournalWriter, Any, dict[str, Any]], Blob]
 class WandbMedia(JournaledLogger):
     """What WandbLogger records besides numbers."""
 
-    def log_table(
+    @override
+    def log_table(  # type: ignore[override]  # Lightning's signature
         self,
         key: str,
         columns: Sequence[Any] | None = None,
         data: Iterable[Iterable[Any]] | None = None,
         dataframe: Any = None,
         step: int | None = None,
+        *,
+        strict: bool = False,
     ) -> None:
         """Record a table.
 
         Args:
             key: Its identifier.
-            columns: Names of the columns.
+            columns: Names of the columns; or the table itself, then followed by the step, as in our other loggers.
             data: Rows; what JSON cannot say becomes its text, and is told.
             dataframe: A data frame, instead of both.
             step: Step.
+            strict: Whether what is wrong with the table itself raises.
         """
+        if _is_table(columns) and dataframe is None and (data is None or isinstance(data, int)):
+            super().log_table(key, columns, data if step is None else step, strict=strict)
+            return
         try:
             if self._refuses(Kind.TABLE, key, step):
                 return
@@ -102,7 +111,10 @@ class WandbMedia(JournaledLogger):
         else:
             self.log_table(key, columns, data, dataframe, step)
 
-    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
+    @override
+    def log_image(  # type: ignore[override]  # Lightning's signature
+        self, key: str, images: list[Any], step: int | None = None, **kwargs: Any
+    ) -> None:
         """Record images.
 
         Args:
@@ -112,13 +124,20 @@ class WandbMedia(JournaledLogger):
             step: Step.
             **kwargs: Lists with one entry an image for ``wandb.Image``: ``caption``, ``boxes``, ``masks``, ``classes``.
 
+        One image that is in no list is logged as by our other loggers, with their further arguments.
+
         Raises:
-            TypeError: If ``images`` is no list.
             ValueError: If a list has another length.
         """
+        if not _in_lists(images, kwargs):
+            super().log_image(key, images, step, **kwargs)
+            return
         self._media(Kind.IMAGE, key, images, step, kwargs, keep_image)
 
-    def log_audio(self, key: str, audios: list[Any], step: int | None = None, **kwargs: Any) -> None:
+    @override
+    def log_audio(  # type: ignore[override]  # Lightning's signature
+        self, key: str, audios: list[Any], step: int | None = None, **kwargs: Any
+    ) -> None:
         """Record sounds.
 
         Args:
@@ -127,26 +146,42 @@ class WandbMedia(JournaledLogger):
             step: Step.
             **kwargs: Lists with one entry a sound: ``caption``, ``sample_rate``.
 
+        One sound that is in no list is logged as by our other loggers, with their further arguments.
+
         Raises:
-            TypeError: If ``audios`` is no list.
             ValueError: If a list has another length.
         """
+        if not _in_lists(audios, kwargs):
+            super().log_audio(key, audios, step, **kwargs)
+            return
         self._media(Kind.AUDIO, key, audios, step, kwargs, keep_sound)
 
-    def log_video(self, key: str, videos: list[Any], step: int | None = None, **kwargs: Any) -> None:
+    @override
+    def log_video(  # type: ignore[override]  # Lightning's signature
+        self, key: str, videos: list[Any], step: int | None = None, **kwargs: Any
+    ) -> None:
         """Record videos.
 
         Args:
             key: The identifier.
-            videos: File paths. Arrays are kept whole as ``.npy`` artifacts, for now, and told.
+            videos: File paths; or one array (T, C, H, W) of bytes, which becomes MP4 at 4 frames a second unless
+                ``fps`` says otherwise. Other arrays are kept whole as ``.npy`` artifacts, and told.
             step: Step.
             **kwargs: Lists with one entry a video: ``caption``, ``fps``, ``format``.
 
+        One video that is in no list is logged as by our other loggers, with their further arguments.
+
         Raises:
-            TypeError: If ``videos`` is no list.
             ValueError: If a list has another length.
         """
+        if not _in_lists(videos, kwargs):
+            super().log_video(key, videos, step, **kwargs)
+            return
         _check_lists(Kind.VIDEO, videos, kwargs)
+        if len(videos) == 1 and _is_encodable(videos[0], kwargs):
+            said = {name: entries[0] for name, entries in kwargs.items() if entries[0] is not None}
+            super().log_video(key, videos[0], step, **{"fps": 4, **said})
+            return
         are_files = [isinstance(item, str | os.PathLike) for item in videos]
         if not all(are_files):
             self._keep_arrays(key, [item for item, is_file in zip(videos, are_files, strict=True) if not is_file], step)
@@ -200,9 +235,29 @@ class WandbMedia(JournaledLogger):
         writer.dropped["unreadable media"] = writer.dropped.get("unreadable media", 0) + 1
 
 
-def _check_lists(kind: Kind, items: Any, details: Mapping[str, Any]) -> None:
-    if not isinstance(items, list):
-        raise TypeError(f"{kind}s must be a list, and this is {type(items)}")
+def _is_table(value: Any) -> bool:
+    """Whether a value is a table rather than names of columns."""
+    inside = isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping | list | tuple)
+    path = isinstance(value, str | os.PathLike)
+    return inside or path or isinstance(value, Mapping) or len(getattr(value, "shape", ())) == 2 or is_lazy(value)
+
+
+def _in_lists(items: Any, details: Mapping[str, Any]) -> bool:
+    """Whether items and all that is said of them come in lists, as Lightning's logger has them."""
+    return isinstance(items, list) and not any(
+        isinstance(entries, str | Mapping) or not hasattr(entries, "__len__") for entries in details.values()
+    )
+
+
+def _is_encodable(video: Any, details: Mapping[str, Any]) -> bool:
+    """Whether an array is a video that a file is made of here, with what is said of it."""
+    known = details.keys() <= {"fps", "format", "caption"} and details.get("format", ["mp4"])[0] in {"mp4", None}
+    shape: tuple[int, ...] = tuple(getattr(video, "shape", ()))
+    dtype = str(getattr(video, "dtype", ""))
+    return known and len(shape) == 4 and shape[1] in {1, 3, 4} and dtype.endswith("uint8") and is_installed("av")
+
+
+def _check_lists(kind: Kind, items: list[Any], details: Mapping[str, Any]) -> None:
     for name, entries in details.items():
         if len(entries) != len(items):
             raise ValueError(f"{len(items)} {kind}s and {len(entries)} of {name}: there must be one each")

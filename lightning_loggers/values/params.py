@@ -35,7 +35,7 @@ def flatten(params: Any) -> dict[str, Scalar]:
     flat: dict[str, Scalar] = {}
     if params is None:
         return flat
-    opened = _open(params, any_object=True)
+    opened = contents(params, any_object=True)
     _collect("", {"params": params} if opened is None else opened, flat, () if opened is None else (id(params),))
     return flat
 
@@ -54,7 +54,7 @@ def _collect(prefix: str, params: Mapping[Any, Any], flat: dict[str, Scalar], pa
             flat[free_name(name, flat)] = _unreadable(error)
             continue
         inside_itself = id(value) in parents
-        inner = _open(value) if len(parents) <= _MAX_DEPTH and not inside_itself else None
+        inner = contents(value) if len(parents) <= _MAX_DEPTH and not inside_itself else None
         if inner:
             _collect(f"{name}/", inner, flat, (*parents, id(value)))
         elif inner is not None:
@@ -67,8 +67,13 @@ def _unreadable(error: Exception) -> str:
     return f"<unreadable: {type(error).__name__}: {safe_str(error)}>"
 
 
-def _open(value: Any, *, any_object: bool = False) -> Mapping[Any, Any] | None:
-    """What is inside a value as a mapping; ``None`` for a value that is not opened."""
+def contents(value: Any, *, any_object: bool = False) -> Mapping[Any, Any] | None:
+    """What is inside a value as a mapping; ``None`` for a value that is not opened.
+
+    Args:
+        value: Anything.
+        any_object: Whether an object with attributes of its own is opened, too.
+    """
     try:
         if is_mapping(value):
             return cast(Mapping[Any, Any], value) if len(value) else {}
