@@ -19,9 +19,23 @@ Held = tuple[Step, list[dict[str, Any]]]
 
 _NUMBERS = frozenset({float, int})
 
+REDUCTIONS = ("mean", "min", "max", "sum", "median", "std", "first", "last")
+"""The functions that a configuration file, or a journal, can name."""
+
 # Past this many values of one key numpy sums integers in pieces of its cast buffer (8,192), floats in one go: only
 # below it is the sum of integers that were cast beforehand the same to the last bit.
 _MAX_BATCHED = 4096
+
+
+def named_reduction(name: str) -> AggFunc:
+    """The function of a name in :data:`REDUCTIONS`.
+
+    >>> named_reduction("max")([1, 3]), named_reduction("last")([1, 3])
+    (3, 3)
+    """
+    simple: dict[str, AggFunc] = {"min": min, "max": max, "sum": sum, "first": itemgetter(0), "last": itemgetter(-1)}
+    function: AggFunc = simple[name] if name in simple else getattr(np, name)
+    return function
 
 
 def merge_dicts(

@@ -32,8 +32,8 @@ from typing import Any, ClassVar, Literal, Self
 import msgspec
 from typing_extensions import override
 
-from lightning_loggers.errors import ConfigurationError
 from lightning_loggers.aggregation import REDUCTIONS
+from lightning_loggers.errors import ConfigurationError
 from lightning_loggers.policies import LogPolicy, nearest, reduction
 
 Delivery = Literal["thread", "process", "offline"]

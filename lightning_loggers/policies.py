@@ -228,7 +228,9 @@ class LogPolicy:
             raise ConfigurationError(f"log_on_workers={workers!r} must be a rank, a list of ranks, or -1 for all.")
         for how in (self.merge_ranks, *self.merge_ranks_by_key.values()):
             if how != PER_RANK and how not in REDUCTIONS:
-                raise ConfigurationError(f"merge_ranks: {how!r} is unknown; {nearest(str(how), [*REDUCTIONS, PER_RANK])}")
+                raise ConfigurationError(
+                    f"merge_ranks: {how!r} is unknown; {nearest(str(how), [*REDUCTIONS, PER_RANK])}"
+                )
         _check_seconds("rank_wait_s", self.rank_wait_s)
         if self.nonfinite not in NONFINITE:
             raise ConfigurationError(f"nonfinite={self.nonfinite!r}: {nearest(str(self.nonfinite), NONFINITE)}")

@@ -414,13 +414,14 @@ def test_a_function_that_cannot_merge_costs_no_value(tmp_path: Path, caplog: pyt
 
 
 def test_a_policy_on_another_rank_records_nothing_here(tmp_path: Path) -> None:
-    """``log_on_workers`` without this rank records nothing, and asking says so."""
+    """``log_on_workers`` without this rank records nothing, and asking says so; but rank 0 says what the run is."""
     logger = InMemoryLogger(save_dir=tmp_path, delivery="offline", policy=LogPolicy(log_on_workers=[1, 2]))
     logger.log_metrics({"loss": 1.0}, 0)
     logger.log_text("note", "x")
-    logger.log_hyperparams({"lr": 1})
     assert not logger.should_log()
     assert logger.stats.pending == 0
+    logger.log_hyperparams({"lr": 1})
+    assert logger.stats.pending == 1
 
 
 def test_should_log_and_should_write_are_public_on_loggers(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def status(
     tracker_needs_status, remote_id, url. One object for each place that a run was delivered to.
     """
     from lightning_loggers.delivery.overview import overviews
+    from lightning_loggers.delivery.stragglers import paces
 
     if not path.exists():
         raise ConfigurationError(f"{path} does not exist; give a run's folder or any folder above runs.")
@@ -56,6 +57,14 @@ def status(
                 for item in readable
             ],
         )  # fmt: skip
+    for item in readable:
+        ranks = paces(Path(item.run_dir))
+        if len(ranks) > 1:
+            slow, quick = ranks[0], ranks[-1]
+            console.show(
+                f"{item.name}/{item.version}: rank {slow.rank} takes {slow.median_s:.3g} s a step and is at step "
+                f"{slow.last_step:g}, rank {quick.rank} {quick.median_s:.3g} s and at step {quick.last_step:g}."
+            )
     for item in found:
         if item.problem is not None:
             console.show(f"{item.run_dir} cannot be read: {item.problem}")

@@ -10,10 +10,11 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -39,7 +40,13 @@ from lightning_loggers.notices import Notices
 from lightning_loggers.records import Header, Kind, Record, RunStatus, encode_line, is_terminal, split_nonfinite
 from lightning_loggers.secrets import has_secret, mask, secrets_of_uri
 
+if TYPE_CHECKING:
+    from lightning_loggers.delivery.merging import GroupKey, Merged, RankMerger
+
 POLL_S = 1.0
+_ENDING_POLL_S = 0.05
+_MOST_READ_AHEAD = 5_000
+"""Lines of a rank that wait for the others' in memory; it is read on when they have come."""
 _AUTHENTICATION_RETRY_S = 60.0
 _OTHER_DELIVERER_RETRY_S = 2.0
 _LARGEST_READ_BYTES = 2**18
@@ -111,6 +118,9 @@ class Worker:
         self._lock: FileLock | None = None
         self._adapter: Adapter | None = None
         self._opened = False
+        self._merger: RankMerger | None = None
+        self._merged: list[Merged] = []
+        """Records of several ranks that were merged and not acknowledged yet."""
         self._keys: KeyMap | None = None
         self._saved_keys = 0
         self._failures = 0
@@ -213,6 +223,8 @@ class Worker:
         if adapter is not None:
             with contextlib.suppress(Exception):
                 adapter.close()
+        if self._merger is not None:  # whoever delivers meanwhile moves the cursors
+            self._merger, self._merged = self._merger.afresh(), []
         if self._lock is not None:
             self._lock.release()
 
@@ -228,6 +240,8 @@ class Worker:
             self.state = self._load_state()  # whoever had the lock may have moved the cursors
         state = self.state
         assert state is not None
+        if self._merger is not None:
+            return self._step_merged(self._merger, state)
         for stream in list_segments(self.folder):
             cursor = state.cursors.get(stream, Position())
             reader = StreamReader(self.folder, stream)
@@ -251,6 +265,55 @@ class Worker:
             return Step(StepKind.PROGRESS)
         return Step(StepKind.IDLE, POLL_S)
 
+    def _step_merged(self, merger: "RankMerger", state: TrackerState) -> Step:
+        """As :meth:`_step`, for a run that several ranks log to."""
+        read = False
+        now_s = time.monotonic()
+        for stream in list_segments(self.folder):
+            if merger.waiting(stream) > _MOST_READ_AHEAD:
+                continue
+            live = is_locked(lock_path(self.folder, stream))  # asked first: what a dead one wrote is there by now
+            position = merger.read_to(stream) or state.cursors.get(stream, Position())
+            chunk = StreamReader(self.folder, stream).read(position, _LARGEST_READ_BYTES, final=not live)
+            for damage in chunk.damage:
+                state.damaged += 1
+                self._tell(("damage", str(damage.path), damage.offset), f"Journal damage: {damage}")
+            merger.feed(stream, chunk.entries, chunk.end, now_s, live=live, unread=not chunk.at_end)
+            read = read or not chunk.at_end
+        # What failed is sent again as it was: merged anew, with what has come since, it would be other points.
+        self._merged = [item for item in self._merged if not item.is_behind(state.cursors)]
+        if not self._merged:
+            self._merged = merger.take(now_s)
+        if not self._merged:
+            return Step(StepKind.PROGRESS) if read else Step(StepKind.IDLE, _ENDING_POLL_S if merger.ending else POLL_S)
+        outcome = self._deliver("", self._merged)
+        if isinstance(outcome, Fault):
+            return self._failed(outcome)
+        self._merged = []
+        self._save()
+        self._failures = 0
+        self.last_fault = None
+        return Step(StepKind.PROGRESS)
+
+    def _tell_missing(self, rank: int, key: "GroupKey") -> None:
+        assert self.state is not None
+        self.state.count_reason(f"step without rank {rank}")
+        self._tell(
+            ("missing", rank),
+            f"Rank {rank} had logged nothing for step {key[1]} when it was merged: the point is of the others. What "
+            f"it logs for such a step later is shown under names that end in /rank{rank}. More of the same is only "
+            "counted.",
+        )
+
+    def _move(self, stream: str, group: "Sequence[Entry | Merged]") -> None:
+        """Count lines as delivered."""
+        assert self.state is not None
+        if isinstance(group[-1], Entry):
+            self.state.cursors[stream] = group[-1].end
+        else:
+            for item in group:
+                self.state.cursors.update(item.ends)  # type: ignore[union-attr]
+
     def _ready(self) -> bool:
         """Whether there is a journal; learns what its header says."""
         if self._header is not None:
@@ -267,6 +330,10 @@ class Worker:
         self._file = StateFile(self.folder, name)
         self._lock = FileLock(delivery_lock_path(self.folder, name))
         self._header = header
+        if header.run.ranks is not None:
+            from lightning_loggers.delivery.merging import RankMerger
+
+            self._merger = RankMerger(header.run.ranks, self._tell_missing)
         return True
 
     def _load_state(self) -> TrackerState | None:
@@ -310,7 +377,7 @@ class Worker:
             self._save()
         return outcome
 
-    def _deliver(self, stream: str, entries: list[Entry]) -> Outcome:
+    def _deliver(self, stream: str, entries: "Sequence[Entry | Merged]") -> Outcome:
         """Deliver a chunk, status records in their place between the others."""
         for group in _groups(entries):
             if self.stopping.is_set():
@@ -320,13 +387,16 @@ class Worker:
                 return outcome
         return Delivered()
 
-    def _deliver_group(self, stream: str, group: list[Entry]) -> Outcome:
+    def _deliver_group(self, stream: str, group: "Sequence[Entry | Merged]") -> Outcome:
         state = self.state
         assert state is not None
         lines = [entry.line for entry in group]
         if isinstance(lines[0], Header):
             state.wanted_status = None  # a new session of the run has begun
-            state.cursors[stream] = group[-1].end
+            self._move(stream, group)
+            return Delivered()
+        if not lines[0].kind:  # a line that only counts as delivered
+            self._move(stream, group)
             return Delivered()
         outcome = self._open()
         if isinstance(outcome, Fault):
@@ -336,14 +406,20 @@ class Worker:
         assert self._adapter is not None
         if lines[0].kind == Kind.STATUS:
             return self._deliver_status(stream, group[-1])
-        if is_terminal(state.status):
+        ended = state.status if is_terminal(state.status) else None
+        if ended is not None:
             outcome = self._adapter.update_status(RunStatus.RUNNING)
             if isinstance(outcome, Fault):
                 return outcome
             state.status = RunStatus.RUNNING.value
-        return self._deliver_records(stream, group)
+        outcome = self._deliver_records(stream, group)
+        if ended is not None and isinstance(outcome, Delivered) and all(getattr(i, "straggles", False) for i in group):
+            outcome = self._adapter.update_status(RunStatus(ended))  # rank 0 will not say it again
+            if isinstance(outcome, Delivered):
+                state.status = ended
+        return outcome
 
-    def _deliver_status(self, stream: str, entry: Entry) -> Outcome:
+    def _deliver_status(self, stream: str, entry: "Entry | Merged") -> Outcome:
         state = self.state
         assert state is not None
         assert self._adapter is not None
@@ -360,11 +436,11 @@ class Worker:
                 self._quarantine(entry.line, outcome)
         state.status = status.value if status is not RunStatus.PREEMPTED else RunStatus.RUNNING.value
         state.wanted_status = status.value
-        state.cursors[stream] = entry.end
+        self._move(stream, [entry])
         self._save()
         return Delivered()
 
-    def _deliver_records(self, stream: str, group: list[Entry]) -> Outcome:
+    def _deliver_records(self, stream: str, group: "Sequence[Entry | Merged]") -> Outcome:
         """Deliver records, halving the batch around what the tracker refuses."""
         state = self.state
         assert state is not None
@@ -393,7 +469,7 @@ class Worker:
                 return refused
             if not refused:
                 state.delivered += 1
-        state.cursors[stream] = group[-1].end
+        self._move(stream, group)
         self._save()
         return Delivered()
 
@@ -509,11 +585,11 @@ class Worker:
         return mask(text, self._secrets)
 
 
-def _groups(entries: list[Entry]) -> Iterator[list[Entry]]:
+def _groups(entries: "Sequence[Entry | Merged]") -> Iterator[list["Entry | Merged"]]:
     """Runs of data records; a header or status record is a group of its own."""
-    group: list[Entry] = []
+    group: list[Entry | Merged] = []
     for entry in entries:
-        alone = isinstance(entry.line, Header) or entry.line.kind == Kind.STATUS
+        alone = isinstance(entry.line, Header) or entry.line.kind in {Kind.STATUS, ""}
         if alone and group:
             yield group
             group = []

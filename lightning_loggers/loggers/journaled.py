@@ -6,7 +6,8 @@ A logger class on top of this names its adapter and turns its constructor's argu
 import atexit
 import contextlib
 import copy
-import enum
+import functools
+import json
 import os
 import sys
 import threading
@@ -26,29 +27,39 @@ from lightning_loggers.base import DummyExperiment, LightningLoggerBase, rank_ze
 from lightning_loggers.delivery.hosts import DELIVERY_MODES, Host, Job, make_host
 from lightning_loggers.delivery.state import TrackerState
 from lightning_loggers.delivery.worker import pending_of
-from lightning_loggers.errors import ConfigurationError, JournalError, TrackerUnavailableError
+from lightning_loggers.errors import ConfigurationError, JournalError, NonFiniteError, TrackerUnavailableError
 from lightning_loggers.journal.layout import journal_dir, shared_run_dir
 from lightning_loggers.journal.reader import read_first_header
 from lightning_loggers.journal.writer import JournalWriter
-from lightning_loggers.loggers import environment, versions
+from lightning_loggers.loggers import encoding, environment, versions
 from lightning_loggers.loggers.checkpoints import CheckpointScanner
+from lightning_loggers.loggers.gate import Gate
+from lightning_loggers.loggers.kinds import Kinds
+from lightning_loggers.loggers.logging_context import LoggingContext
 from lightning_loggers.loggers.proxy import NativeProxy
+from lightning_loggers.loggers.recording import keep
 from lightning_loggers.loggers.stats import Stats
+from lightning_loggers.loggers.trainer_context import Progress
 from lightning_loggers.notices import Notices
 from lightning_loggers.notices import logger as log
+from lightning_loggers.policies import LogLevel, LogPolicy
 from lightning_loggers.progress import delivery_bar
-from lightning_loggers.ranks import current_rank
-from lightning_loggers.records import Blob, Kind, Record, RunSpec, RunStatus, split_nonfinite
+from lightning_loggers.ranks import job_board, world_size
+from lightning_loggers.records import Blob, Kind, Place, Record, RunSpec, RunStatus, split_nonfinite
 from lightning_loggers.secrets import has_secret, strip_uri
 from lightning_loggers.values.metrics import normalise
 from lightning_loggers.values.params import flatten
 
 DEFAULT_FINALIZE_TIMEOUT_S = 30.0
+_RANK_ZERO_TELLS_WITHIN_S = 10.0
+"""How long another rank waits for the run's name; rank 0 tells it in the Trainer's setup, before the others need it."""
+
+_made: dict[str, int] = {}
 
 _live: "weakref.WeakSet[JournaledLogger]" = weakref.WeakSet()
 
 
-class JournaledLogger(LightningLoggerBase):
+class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
     """Base of the loggers that write a journal.
 
     Args:
@@ -63,10 +74,12 @@ class JournaledLogger(LightningLoggerBase):
         deliver_leftovers: Whether runs of dead processes in ``save_dir`` are delivered in the background.
         agg_key_funcs: As in :class:`~lightning_loggers.base.LightningLoggerBase`.
         agg_default_func: Likewise.
+        policy: Which log calls are recorded; by default all.
 
     Guarantees:
         - What a log call returned for is in the journal (see :class:`~lightning_loggers.journal.writer.JournalWriter`).
-        - No log call waits for a tracker, imports an SDK or raises; ``finalize`` waits ``finalize_timeout_s`` at most.
+        - No log call waits for a tracker, imports an SDK or raises (but for :class:`NonFiniteError`, where the policy
+          asks for it); ``finalize`` waits ``finalize_timeout_s`` at most.
         - Constructing, pickling and copying a logger opens nothing.
 
     Raises:
@@ -76,6 +89,8 @@ class JournaledLogger(LightningLoggerBase):
 
     LOGGER_JOIN_CHAR: ClassVar[str] = "-"
     tracker: ClassVar[str]
+    _media_defaults: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {}
+    """Arguments of kinds unless the user gives others, such as ``{Kind.VIDEO: {"format": "gif"}}``."""
 
     def __init__(
         self,
@@ -91,8 +106,11 @@ class JournaledLogger(LightningLoggerBase):
         deliver_leftovers: bool = True,
         agg_key_funcs: Mapping[str, Any] | None = None,
         agg_default_func: AggFunc = np.mean,
+        policy: LogPolicy | None = None,
     ) -> None:
         super().__init__(agg_key_funcs, agg_default_func)
+        if policy is not None and not isinstance(policy, LogPolicy):
+            raise ConfigurationError(f"policy={policy!r} must be a LogPolicy, such as LogPolicy(log_freq=10), or None.")
         if delivery not in DELIVERY_MODES:
             raise unknown_option("delivery", delivery, DELIVERY_MODES)
         if log_model not in (True, False, "all"):
@@ -109,6 +127,11 @@ class JournaledLogger(LightningLoggerBase):
         self._save_dir = os.fspath(save_dir)
         self._root = Path(save_dir).absolute()  # stays where it is when the program changes its working directory
         self._version: int | str | None = None if version is None else str(version)
+        self._version_given = version is not None
+        self._version_settled = False
+        self._board_key = _next_board_key(self.tracker)
+        self._uid = os.urandom(16).hex()
+        self._attempt = 0
         self._options = dict(options)
         self._prefix = f"{prefix}{self.LOGGER_JOIN_CHAR}" if prefix else ""
         self._log_model = log_model
@@ -118,6 +141,7 @@ class JournaledLogger(LightningLoggerBase):
         self._trainer: Callable[[], Any] = _nothing
         self._checkpoint_callback: Any = None
         self._scanner = CheckpointScanner()
+        self._policy = policy
         self._reset()
 
     def _reset(self) -> None:
@@ -126,11 +150,13 @@ class JournaledLogger(LightningLoggerBase):
         self._writer: JournalWriter | None = None
         self._host: Host | None = None
         self._notices = Notices()
-        self._append: Callable[[Any, Any], None] = self._append_first
+        self._append: Callable[..., None] = self._append_first
         self._proxy: NativeProxy | None = None
         self._place: Path | None = None  # the folder of the run's journal, once that has begun
         self._finalized_at = 0
         self._lost_inside = 0
+        # None as long as there is nothing to decide and nobody who knows where the training is: the short way.
+        self._gate: Gate | None = None if self._policy is None else Gate(self, self._policy)
 
     # ------------------------------------------------------------------ the log path
 
@@ -141,27 +167,37 @@ class JournaledLogger(LightningLoggerBase):
         Args:
             metrics: Key to number. NaN and infinities are kept; what is no number is kept as text and told once.
             step: Step; ``None`` is kept as none.
+
+        Raises:
+            NonFiniteError: If the policy says ``nonfinite="raise"`` and a value is; it was recorded before.
         """
         try:
+            gate = self._gate
+            if gate is not None:
+                gate.log_metrics(metrics, step)
+                return
             if self._prefix:
                 metrics = {f"{self._prefix}{key}": value for key, value in metrics.items()}
             elif type(metrics) is not dict:
                 metrics = dict(metrics)
             self._append(metrics, step)
+        except NonFiniteError:
+            raise
         except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
             self._swallow("log_metrics", error)
 
-    def _append_first(self, metrics: Mapping[str, Any], step: int | None) -> None:
+    def _append_first(self, metrics: Mapping[str, Any], step: int | None, place: Place | None = None) -> None:
         """The first record of this process: begin the journal and its delivery, unless this is another rank."""
         writer = self._start()
         if writer is not None:
-            writer.append_metrics(metrics, step)
+            writer.append_metrics(metrics, step, place)
 
     def _start(self) -> JournalWriter | None:
         """The writer, begun if need be; ``None`` on ranks that do not log."""
         if self._writer is not None and self._host is not None and self._append != self._append_first:
             return self._writer
-        if current_rank() != 0:
+        rank = self.worker_rank
+        if rank != 0 and (self._policy is None or not self._policy.logs_on(rank)):
             return None
         with self._starting:  # of several threads that log first, one begins
             if self._writer is None:
@@ -169,7 +205,8 @@ class JournaledLogger(LightningLoggerBase):
                 self._writer = self._make_writer()
             if self._host is None:
                 self._host = self._make_host()
-                versions.taken_up(self._experiment_dir, self._version_folder)
+                if rank == 0:
+                    versions.taken_up(self._experiment_dir, self._version_folder)
             _live.add(self)
             self._host.start()
             self._append = self._writer.append_metrics
@@ -177,16 +214,17 @@ class JournaledLogger(LightningLoggerBase):
 
     def _make_writer(self) -> JournalWriter:
         run = RunSpec(
-            uid=os.urandom(16).hex(),
+            uid=self._uid,
             name=self._name,
             version=self._version_folder,
             tracker=self.tracker,
             options=self._public_options(),
+            ranks=None if self._policy is None else self._policy.rank_rules(world_size(), self._attempt),
         )
         return JournalWriter(
             journal_dir(self._run_dir),
             run,
-            rank=0,
+            rank=self.worker_rank,
             environment=environment.describe,
             normalise_metrics=lambda metrics: normalise(metrics, self._notices.tell_once),
             notices=self._notices,
@@ -202,12 +240,32 @@ class JournaledLogger(LightningLoggerBase):
             deliver_leftovers=self._deliver_leftovers,
             notices=self._notices,
         )
-        return make_host(self._delivery, job)
+        return make_host(self._delivery if self.worker_rank == 0 else "offline", job)  # rank 0 delivers for all
 
     def _record(self, kind: Kind, **fields: Any) -> None:
         writer = self._start()
         if writer is not None:
+            if self._gate is not None:
+                fields = self._gate.placed(kind, fields)
             writer.append(Record(time.time_ns(), kind.value, **fields))
+
+    def _refuses(self, kind: Kind, identifier: Any, step: Any = None, batch_idx: int | None = None) -> bool:
+        """Whether the policy holds back something other than metrics; asked before its value is touched."""
+        return self._gate is not None and self._gate.refuses(kind, identifier, step, batch_idx)
+
+    def _count_lost(self, reason: str) -> None:
+        if self._writer is None:
+            self._lost_inside += 1
+        else:
+            self._writer.dropped[reason] = self._writer.dropped.get(reason, 0) + 1
+
+    def _keep_pickled_model(self, writer: JournalWriter, model: Any) -> list[Blob]:
+        """Keep a whole model in the tracker's own form, where it has one; empty where it has none."""
+        return []
+
+    def _trace_graph(self, model: Any, input_array: Any) -> bool:
+        """Record a model's graph as the tracker shows it; returns whether it has such a form."""
+        return False
 
     def _swallow(self, call: str, error: Exception) -> None:
         self._lost_inside += 1
@@ -229,78 +287,13 @@ class JournaledLogger(LightningLoggerBase):
             kwargs: Ignored.
         """
         try:
+            if self._refuses(Kind.PARAM, None):
+                return
             flat = flatten(params)
             if flat:
                 self._record(Kind.PARAM, data=flat, nonfinite=split_nonfinite(flat))
         except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
             self._swallow("log_hyperparams", error)
-
-    def log_text(self, key: str, text: str, step: int | None = None) -> None:
-        """Record a text.
-
-        Args:
-            key: Its identifier.
-            text: The text, of any length.
-            step: Step.
-        """
-        try:
-            self._record(Kind.TEXT, id=str(key), value=str(text), step=step)
-        except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
-            self._swallow("log_text", error)
-
-    def log_dict(self, key: str, value: Mapping[str, Any], step: int | None = None) -> None:
-        """Record a dictionary as JSON.
-
-        Args:
-            key: Its identifier.
-            value: What JSON can say; anything else in it becomes its text.
-            step: Step.
-        """
-        try:
-            self._record(Kind.DICT, id=str(key), value=_plain_json(value), step=step)
-        except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
-            self._swallow("log_dict", error)
-
-    def log_artifact(self, path: str | os.PathLike[str], artifact_path: str = "") -> None:
-        """Record a file or folder as it is now.
-
-        The file is kept by a hard link (a copy on another file system), so it may be deleted or replaced once the call
-        has returned; writing into it afterwards changes what is delivered.
-
-        Args:
-            path: A file, or a folder whose files are all kept.
-            artifact_path: Folder at the tracker to put it in.
-        """
-        try:
-            writer = self._start()
-            if writer is None:
-                return
-            source = Path(path)
-            if not source.exists():
-                self._notices.tell_once(
-                    ("no file", str(source)), f"log_artifact: there is no {source}; nothing was kept. Training goes on."
-                )
-                writer.dropped["no such file"] = writer.dropped.get("no such file", 0) + 1
-                return
-            if source.is_dir():
-                artifact_path = "/".join(part for part in (artifact_path, source.resolve().name) if part)
-            try:
-                blobs = self._keep(writer, source)
-            except OSError as error:
-                self._notices.tell_once(
-                    ("unreadable", str(source)),
-                    f"log_artifact: {source} could not be kept ({error}); nothing of it was. Training goes on.",
-                )
-                writer.dropped["unreadable file"] = writer.dropped.get("unreadable file", 0) + 1
-                return
-            self._record(Kind.ARTIFACT, id=artifact_path, blobs=blobs)
-        except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
-            self._swallow("log_artifact", error)
-
-    @staticmethod
-    def _keep(writer: JournalWriter, source: Path) -> list[Blob]:
-        """Keep a file, or every file of a folder, beside the journal."""
-        return list(writer.blobs.link_tree(source)) if source.is_dir() else [writer.blobs.link_file(source)]
 
     @override
     def log_graph(self, model: Any, input_array: Any = None) -> None:
@@ -309,10 +302,14 @@ class JournaledLogger(LightningLoggerBase):
         if trainer is not None:
             with contextlib.suppress(TypeError):
                 self._trainer = weakref.ref(trainer)
+                self._gate = self._gate or Gate(self, None)
+                self._gate.follow_trainer(trainer)
 
     @override
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
         """Keep checkpoints as ``log_model`` says: now (``"all"``, or all are saved anyway) or at the end."""
+        if self.worker_rank != 0:
+            return
         try:
             if self._log_model == "all" or (
                 self._log_model is True and getattr(checkpoint_callback, "save_top_k", None) == -1
@@ -329,7 +326,7 @@ class JournaledLogger(LightningLoggerBase):
             return
         for found in self._scanner.scan(callback):
             try:
-                blobs = self._keep(writer, found.path)
+                blobs = keep(writer, found.path)
             except OSError as error:
                 self._notices.tell_once(
                     ("checkpoint", str(found.path)),
@@ -344,6 +341,47 @@ class JournaledLogger(LightningLoggerBase):
                 meta={"aliases": found.aliases, "metadata": found.metadata},
             )
 
+    # ------------------------------------------------------------------ what is recorded, and where the training is
+
+    def should_log(self, batch_idx: int | None = None, *, level: LogLevel | str | int | None = None) -> bool:
+        """Whether the policy would record a call in this process, time and earlier calls aside.
+
+        Args:
+            batch_idx: Index of the batch in its epoch; ``None`` for what belongs to no batch.
+            level: The call's level, where known.
+        """
+        return self._gate is None or self._gate.should_log(batch_idx, level)
+
+    def should_write(self, step: Any = None) -> bool:
+        """Whether the policy would record a call made now; asking changes nothing.
+
+        Args:
+            step: The call's step.
+        """
+        return self._gate is None or self._gate.should_write(step)
+
+    @property
+    def found_nonfinite(self) -> bool:
+        """Whether a recorded metric was NaN or infinite; known with a policy, in a Trainer or a ``TrainingLog``."""
+        gate, writer = self._gate, self._writer
+        return (gate is not None and gate.found_nonfinite) or (writer is not None and writer.found_nonfinite)
+
+    def follow(self, progress: Progress | None) -> None:
+        """Take phase, epoch and batch from a loop that is no Trainer; ``TrainingLog`` calls this.
+
+        Args:
+            progress: Who knows; ``None`` for nobody.
+        """
+        self._gate = self._gate or Gate(self, None)
+        self._gate.follow(progress)
+
+    def _log_all_that_is_held(self, call: Callable[[], None]) -> None:
+        if self._gate is None:
+            call()
+        else:
+            with self._gate.at_the_end():
+                call()
+
     # ------------------------------------------------------------------ the end
 
     @override
@@ -357,7 +395,11 @@ class JournaledLogger(LightningLoggerBase):
                 :class:`~lightning_loggers.records.RunStatus`.
         """
         try:
-            super().finalize(status)
+            self._log_all_that_is_held(functools.partial(super().finalize, status))
+            encoding.drain(self)
+            elsewhere = self._policy is not None and not self._policy.logs_on(0)
+            if self._writer is None and elsewhere and self.worker_rank == 0:
+                self._start()  # rank 0 delivers what the others log
             if self._writer is None and self._checkpoint_callback is None:
                 return
             if self._checkpoint_callback is not None:
@@ -370,7 +412,9 @@ class JournaledLogger(LightningLoggerBase):
 
     def _end(self, status: RunStatus) -> None:
         writer, host = self._writer, self._host
-        if writer is None or host is None or not writer.recorded:
+        if writer is None or host is None:
+            return
+        if not writer.recorded and (self._policy is None or self._policy.logs_on(self.worker_rank)):
             return
         if status is RunStatus.PREEMPTED:
             with contextlib.suppress(OSError):
@@ -379,6 +423,8 @@ class JournaledLogger(LightningLoggerBase):
         self._finalized_at = writer.recorded
         writer.flush()
         ends = {writer.stream: writer.position} if writer.stream is not None else {}
+        if self.worker_rank != 0:
+            return
         if self._delivery == "offline":
             self._notices.tell_once(
                 ("offline", self.version),
@@ -406,7 +452,8 @@ class JournaledLogger(LightningLoggerBase):
     def close(self) -> None:
         """End the run if :meth:`finalize` has not, stop delivery and let go of the journal. Logging opens it again."""
         try:
-            super().close()
+            self._log_all_that_is_held(super().close)
+            encoding.drain(self)
             writer, host = self._writer, self._host
             if writer is None:
                 return
@@ -422,6 +469,10 @@ class JournaledLogger(LightningLoggerBase):
 
     def _end_at_exit(self) -> None:
         """The interpreter exits: end what was not ended, as what it was."""
+        if self._gate is not None:
+            with contextlib.suppress(Exception):
+                self._gate.flush()
+        encoding.drain(self)
         if self._writer is None or self._writer.recorded == self._finalized_at:
             return
         error = getattr(sys, "last_type", None)
@@ -444,11 +495,38 @@ class JournaledLogger(LightningLoggerBase):
     @override
     def version(self) -> int | str:
         """The run's name within the experiment, made locally."""
-        if self._version is None:
+        if not self._version_settled:
             with self._starting:
-                if self._version is None:
-                    self._version = self._new_version()
+                self._settle_version()
+        assert self._version is not None
         return self._version
+
+    def _settle_version(self) -> None:
+        """Name the run; in a distributed job as rank 0 has named it.
+
+        Until the processes of a job have come together a process cannot know of the others (Lightning starts its script
+        again for each; an MPI job sets nothing at all), so a name that was asked for before is given up for rank 0's.
+        """
+        several_log = self._policy is not None and self._policy.rank_rules(None) is not None
+        if self._version_given and not several_log:
+            self._version_settled = True
+            return
+        board = job_board()
+        if board is not None and self._writer is None and self.worker_rank != 0:
+            told = board.ask(self._board_key, _RANK_ZERO_TELLS_WITHIN_S)
+            if told is not None:
+                version, self._uid, self._attempt = json.loads(told)
+                self._version = self._version if self._version_given else version
+            elif self._version is None:
+                self._version = self._new_version()
+            self._version_settled = True  # asked once: rank 0 may not have this logger at all
+            return
+        if self._version is None:
+            self._version = self._new_version()
+        if board is not None and self.worker_rank == 0:
+            self._attempt = time.time_ns()
+            board.tell(self._board_key, json.dumps([self._version, self._uid, self._attempt]))
+        self._version_settled = board is not None
 
     def _new_version(self) -> int | str:
         return versions.new_version(self._experiment_dir)
@@ -504,13 +582,16 @@ class JournaledLogger(LightningLoggerBase):
         dropped = dict(self._writer.dropped) if self._writer is not None else {}
         if self._lost_inside:
             dropped["internal fault"] = self._lost_inside
-        return Stats.of(state, pending + waiting, dropped)
+        if self._gate is not None:
+            dropped |= self._gate.dropped
+        return Stats.of(state, pending + waiting + encoding.pending(self), dropped)
 
     @property
     @override
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The SDK's own object, made when it is first used; a dummy on other ranks."""
+        _ = self.version  # Lightning reads this before the barrier of its setup: the other ranks learn the name here
         if self._proxy is None:
             self._proxy = NativeProxy(self._native, self._native_class, f"{type(self).__name__}.experiment")
         return self._proxy
@@ -568,6 +649,7 @@ class JournaledLogger(LightningLoggerBase):
             "_starting",
             "_writer",
             "_host",
+            "_gate",
             "_append",
             "_proxy",
             "_place",
@@ -592,10 +674,18 @@ class JournaledLogger(LightningLoggerBase):
         self._starting = threading.RLock()  # another thread of the parent may have held it
         self._append = self._append_first
         self._finalized_at = 0
+        if self._gate is not None:
+            self._gate.start_over_in_child()
 
 
 def _nothing() -> None:
     return None
+
+
+def _next_board_key(tracker: str) -> str:
+    """What a logger is called between ranks: they run one program, so its n-th logger is the n-th everywhere."""
+    _made[tracker] = number = _made.get(tracker, 0) + 1
+    return f"version/{tracker}/{number}"
 
 
 def _run_status(status: str) -> RunStatus:
@@ -606,6 +696,9 @@ def _run_status(status: str) -> RunStatus:
         return RunStatus.PREEMPTED if environment.slurm_job() is not None else RunStatus.FINISHED
     if status in {"failed", "aborted"}:
         error = sys.exc_info()[1]
+        # SIGTERM in a SLURM job: it is preempted. (scancel sends the same; nothing tells it apart.)
+        if type(error).__name__ == "SIGTERMException" and environment.slurm_job() is not None:
+            return RunStatus.PREEMPTED
         return RunStatus.INTERRUPTED if isinstance(error, KeyboardInterrupt | SystemExit) else RunStatus.FAILED
     try:
         return RunStatus(status)
@@ -643,26 +736,6 @@ def _exists(place: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
-
-
-def _plain_json(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain_json(item) for item in value]
-    if isinstance(value, enum.Enum):
-        return f"{type(value).__name__}.{value.name}"
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return str(value)  # of a subclass too, which the journal's encoder does not know
-    if isinstance(value, int):
-        return int(value) if -(2**63) <= value < 2**63 else str(int(value))
-    if isinstance(value, float):
-        return float(value) if value - value == 0 else str(float(value))
-    if hasattr(value, "tolist"):
-        return _plain_json(value.tolist())
-    return str(value)
 
 
 def _end_all() -> None:
