@@ -96,5 +96,6 @@ def trained(ending: str, options: dict[str, Any], steps: int) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
     kind, ending, steps, options = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
     {"plain": plain, "trained": trained}[kind](ending, options, steps)

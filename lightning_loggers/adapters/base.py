@@ -144,6 +144,15 @@ class Adapter(ABC):
 
     max_key_length: ClassVar[int] = 250
 
+    address_option: ClassVar[str | None] = None
+    """The option that says where it delivers to, if ``sync --to`` may give another one."""
+
+    address_variable: ClassVar[str | None] = None
+    """The environment variable with the same address, for its user and password."""
+
+    home_options: ClassVar[tuple[str, ...]] = ()
+    """Options that only mean something at the journal's own address."""
+
     def __init__(self, context: Context) -> None:
         self.context = context
 

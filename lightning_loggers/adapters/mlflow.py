@@ -104,6 +104,9 @@ class MLflowAdapter(Adapter):
     """
 
     name = "mlflow"
+    address_option = "tracking_uri"
+    address_variable = "MLFLOW_TRACKING_URI"
+    home_options = ("run_id", "artifact_location")
     max_key_length = 250
     capabilities: ClassVar[Capabilities] = Capabilities(
         kinds={

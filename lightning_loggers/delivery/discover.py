@@ -9,7 +9,7 @@ from typing import Any
 from lightning_loggers.adapters.base import Adapter
 from lightning_loggers.adapters.registry import adapter_class
 from lightning_loggers.delivery.state import StateFile, TrackerState, state_name
-from lightning_loggers.errors import JournalFormatError
+from lightning_loggers.errors import ConfigurationError, JournalFormatError
 from lightning_loggers.journal.layout import (
     JOURNAL_FOLDER,
     delivery_lock_path,
@@ -25,8 +25,6 @@ from lightning_loggers.records import Header, is_terminal
 from lightning_loggers.secrets import secrets_of_uri, strip_uri
 
 OnProblem = Callable[[Path, str], object]
-
-_HOME_OPTIONS = ("run_id", "artifact_location")
 
 
 def find_runs(root: Path, on_problem: OnProblem = lambda path, reason: None) -> Iterator[Path]:
@@ -161,28 +159,27 @@ def resolve(run_dir: Path, to: str | None = None) -> Target | None:
     kind = adapter_class(header.run.tracker)
     home = header.run.options
     options: dict[str, Any] = {}
-    address = address_option(kind)
-    own = str(home.get(address) or "")
-    full = with_secrets(kind, own if to is None else _spelled_like(to, own))
-    if full != home.get(address):
-        options[address] = full
+    address, full = kind.address_option, ""
+    if address is not None:
+        own = str(home.get(address) or "")
+        full = with_secrets(kind, own if to is None else _spelled_like(to, own))
+        if full != home.get(address):
+            options[address] = full
+    elif to is not None:
+        raise ConfigurationError(
+            f"a {header.run.tracker} run goes where its journal says; --to is for trackers that have an address"
+        )
     destination = kind.destination({**home, **options})
     if destination != kind.destination(home):
-        options.update(dict.fromkeys(getattr(kind, "home_options", _HOME_OPTIONS)))
+        options.update(dict.fromkeys(kind.home_options))
     kind.check_options({**home, **options})
     name = state_name(header.run.tracker, destination, kind.destination(home))
     return Target(run_dir, header, options, destination, name, frozenset(secrets_of_uri(full)))
 
 
-def address_option(kind: type[Adapter]) -> str:
-    """The option of an adapter that says where it delivers to."""
-    return str(getattr(kind, "address_option", "tracking_uri"))
-
-
 def with_secrets(kind: type[Adapter], address: str) -> str:
     """``address`` with user and password if the adapter's environment variable has them for the same place."""
-    variable = str(getattr(kind, "address_variable", f"{kind.name.upper()}_TRACKING_URI"))
-    known = os.environ.get(variable, "")
+    known = os.environ.get(kind.address_variable or "", "")
     return _spelled_like(known, address) if known and address and _same_place(known, address) else address
 
 

@@ -18,7 +18,7 @@ from typing_extensions import override
 from lightning_loggers.adapters.base import FaultKind
 from lightning_loggers.adapters.registry import KNOWN, adapter_class, require_sdk
 from lightning_loggers.delivery.backoff import Backoff
-from lightning_loggers.delivery.discover import Target, address_option, find_runs, remaining_bytes, resolve
+from lightning_loggers.delivery.discover import Target, find_runs, remaining_bytes, resolve
 from lightning_loggers.delivery.overview import Overview, look
 from lightning_loggers.delivery.worker import Step, StepKind, Worker, ends_of
 from lightning_loggers.errors import ConfigurationError, LightningLoggersError
@@ -511,8 +511,10 @@ def _check_address(to: str) -> None:
     refusal: ConfigurationError | None = None
     for name in KNOWN:
         kind = adapter_class(name)
+        if kind.address_option is None:
+            continue
         try:
-            kind.check_options({address_option(kind): to})
+            kind.check_options({kind.address_option: to})
         except ConfigurationError as error:
             refusal = refusal or error
         else:
