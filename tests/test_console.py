@@ -155,7 +155,7 @@ def test_lines_on_a_terminal(python: WarmPython) -> None:
 
 def test_a_line_is_shown_while_the_run_goes_on(python: WarmPython) -> None:
     """A line appears on the terminal while the program that logged it is still busy."""
-    with Terminal(python, program(ending="import time\nwhile True: time.sleep(1)")) as terminal:
+    with Terminal(python, program(ending="import threading\nthreading.Event().wait()")) as terminal:
         assert "step 4  loss=0.2" in terminal.read(until="step 4  loss=0.2")
         assert terminal.program.poll() is None
 
@@ -242,7 +242,7 @@ def test_the_table_is_quiet_in_a_pipe(python: WarmPython) -> None:
 
 def test_a_killed_run_leaves_the_cursor_visible(python: WarmPython) -> None:
     """If the program is killed with its table on the terminal, the terminal's cursor is not left hidden."""
-    with Terminal(python, program('style="table"', ending="import time\nwhile True: time.sleep(1)")) as terminal:
+    with Terminal(python, program('style="table"', ending="import threading\nthreading.Event().wait()")) as terminal:
         shown = terminal.read(until="loss")
         terminal.program.kill()
         assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l")

@@ -593,11 +593,12 @@ class Slow:
     def __init__(self, size_bytes: int = 1, error: Exception | None = None) -> None:
         self.size_bytes = size_bytes
         self.error = error
-        self.go_on = threading.Event()
+        self.begun, self.go_on = threading.Event(), threading.Event()
         self.encoded_by = ""
 
     def encode(self) -> Encoded:
         """Wait, then make a file."""
+        self.begun.set()
         assert self.go_on.wait(30)
         self.encoded_by = threading.current_thread().name
         if self.error is not None:
@@ -632,6 +633,24 @@ def test_a_log_call_does_not_wait_for_the_encoding(tmp_path: Path) -> None:
     first.go_on.set()
     assert encoding.drain(logger)
     assert steps_of(logger) == [1, 2, 3]
+    logger.close()
+
+
+def test_what_is_not_encoded_in_time_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end of a run does not wait for an encoding for ever: what is not recorded then is told, and comes later."""
+    monkeypatch.setattr(encoding, "DRAIN_TIMEOUT_S", 0.05)
+    logger = CSVLogger(tmp_path, delivery="offline")
+    logger.log_metrics({"loss": 0.5}, 0)
+    slow = Slow()
+    submit(logger, slow, 1)
+    assert slow.begun.wait(30)  # by the thread: what nobody has begun, the end of the run encodes itself
+    logger.finalize("success")
+    assert "1 values (images, videos, ...) are still being encoded" in caplog.text
+    slow.go_on.set()
+    assert encoding.drain(logger)
+    assert steps_of(logger) == [1]
     logger.close()
 
 

@@ -190,7 +190,7 @@ class Archive:
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(self.path)
-        except BaseException:
+        except BaseException:  # Ctrl+C in `sync` too: no half an archive stays
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise

@@ -246,7 +246,7 @@ class MetricsFile:
                 self._write(body + row, self._row_at)
                 os.ftruncate(self._fd, self._row_at + len(body) + len(row))
                 os.fdatasync(self._fd)
-            except BaseException:
+            except BaseException:  # Ctrl+C in `sync` too: all rows or none
                 with contextlib.suppress(OSError):
                     self._restore()
                 raise

@@ -290,7 +290,7 @@ class NeptuneAdapter(Adapter):
         try:
             with self._files.batch():
                 self._put(encoder.operations(records))
-        except BaseException:
+        except BaseException:  # Ctrl+C in `sync` too: nothing of the batch counts as decided
             self._fields.discard()
             raise
 

@@ -150,7 +150,7 @@ class OfflineFolder:
                 version = self._queue.put(operation)
             self._queue.flush()
             number, size = self._on_disk()
-        except BaseException:
+        except BaseException:  # Ctrl+C in `sync` too: opened anew, the queue is cut back
             self.close()
             raise
         self._place.update(number=self._place.get("number", 0), file=f"data-{number}.log", bytes=size, version=version)

@@ -154,7 +154,7 @@ class TensorBoardAdapter(FolderAdapter):
                 if part.begins_ns:
                     self._events.begin(part.begins_ns)
                 self._events.append(part.events.data)
-        except BaseException:
+        except BaseException:  # Ctrl+C in `sync` too: all events or none
             self._events.close()  # what was added is cut off when it is opened again
             self._kept.clear()
             self._kept.update(kept)

@@ -388,6 +388,8 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
     def finalize(self, status: str = "success") -> None:
         """End the run for now: note its status, and wait for delivery, at most ``finalize_timeout_s``.
 
+        Media that are still being encoded are waited for before that: what is not in the journal cannot be delivered.
+
         Logging may go on afterwards (``fit``, then ``test``): it continues the same run.
 
         Args:
@@ -396,7 +398,7 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
         """
         try:
             self._log_all_that_is_held(functools.partial(super().finalize, status))
-            encoding.drain(self)
+            self._finish_encoding()
             elsewhere = self._policy is not None and not self._policy.logs_on(0)
             if self._writer is None and elsewhere and self.worker_rank == 0:
                 self._start()  # rank 0 delivers what the others log
@@ -409,6 +411,16 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
             self._end(_run_status(status))
         except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
             self._swallow("finalize", error)
+
+    def _finish_encoding(self) -> None:
+        """Have what is being encoded in the journal; what does not get there in time is told."""
+        if not encoding.drain(self, encoding.DRAIN_TIMEOUT_S):
+            self._notices.tell_once(
+                ("encoding", type(self)),
+                f"{type(self).__name__}: {encoding.pending(self)} values (images, videos, ...) are still "
+                "being encoded. They are recorded as soon as that is done, and lost if the process ends before. Log "
+                "fewer or smaller ones: LogPolicy(log_freq=...).",
+            )
 
     def _end(self, status: RunStatus) -> None:
         writer, host = self._writer, self._host
@@ -453,7 +465,7 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
         """End the run if :meth:`finalize` has not, stop delivery and let go of the journal. Logging opens it again."""
         try:
             self._log_all_that_is_held(super().close)
-            encoding.drain(self)
+            self._finish_encoding()
             writer, host = self._writer, self._host
             if writer is None:
                 return
@@ -472,7 +484,8 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
         if self._gate is not None:
             with contextlib.suppress(Exception):
                 self._gate.flush()
-        encoding.drain(self)
+        with contextlib.suppress(Exception):
+            self._finish_encoding()
         if self._writer is None or self._writer.recorded == self._finalized_at:
             return
         error = getattr(sys, "last_type", None)
