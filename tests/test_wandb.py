@@ -578,6 +578,33 @@ def test_experiment_is_the_run_that_delivery_logs_to(tmp_path: Path) -> None:
     assert (run.config["extra"], run.exit_code) == (5, 0)
 
 
+def test_row_logged_by_hand_in_the_middle_of_a_delivery_holds_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's row with a step of its own, between our row and the question for its number, is held by the SDK."""
+    from lightning_loggers.adapters import wandb_session
+    from lightning_loggers.adapters.wandb_records import Rows
+
+    by_hand = [70, 200]
+    log = Rows.log
+
+    def log_and_be_joined(self: Rows, run: Any, record: Any) -> None:
+        log(self, run, record)
+        if by_hand:
+            run.log({"mine": 1.0}, step=by_hand.pop(0))
+
+    monkeypatch.setattr(Rows, "log", log_and_be_joined)
+    monkeypatch.setattr(wandb_session, "PATIENCE_S", 5.0)
+    logger = make(tmp_path, offline=True)
+    for step in range(2):
+        logger.log_metrics({"loss": float(step)}, step)
+    logger.finalize("success")
+    assert (logger.stats.pending, logger.stats.retried) == (0, 0)
+    run = OfflineRun(tmp_path, str(logger.version))
+    assert [row["loss"] for row in run.rows if "loss" in row] == [0.0, 1.0]
+    assert sum(row.get("mine", 0) for row in run.rows) == 2.0
+
+
 def test_artifacts_are_used_and_downloaded(tmp_path: Path, standin: WandbStandIn) -> None:
     """Where this process delivers one run, that run is noted to use what is downloaded, as with Lightning's logger."""
     asked: list[tuple[str, Any]] = []

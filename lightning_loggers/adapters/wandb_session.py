@@ -182,11 +182,13 @@ class Session:
             raise
         after = self._count()
         if after > self._next:
-            # Somebody logs at the same time: our rows are all there when the last of theirs is.
+            # Somebody logs at the same time: our rows are all there when the last of theirs is. The SDK holds a row
+            # that was logged with a step until the next one: it is not to wait for whenever that comes.
             self.lose_count()
-            self._next = after
+            self.run.log({}, commit=True)
             for index in range(begin, len(self._handed)):
                 self._handed[index] = after - 1
+            self._next = self._count()
 
     def acknowledge_rows(self, number: int) -> None:
         """Note that the first so many rows are delivered."""
