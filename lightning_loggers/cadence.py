@@ -9,17 +9,24 @@ from typing import Any, NamedTuple, cast
 
 from lightning_loggers.aggregation import Step, merge_dicts
 from lightning_loggers.policies import LogLevel, LogPolicy, Phase, Window, reduction
-from lightning_loggers.ranks import current_rank
+from lightning_loggers.ranks import current_rank, launched_rank
 
 _BATCH = int(LogLevel.BATCH)
+
+
+Place = tuple[int | None, str | None, int | None, int | None]
+"""Level, phase, epoch, batch: see :class:`~lightning_loggers.loggers.trainer_context.Where`."""
+
+UNKNOWN: Place = (None, None, None, None)
 
 
 class _Passed:
     """The batch of a phase that was let through last."""
 
-    __slots__ = ("due", "epoch", "index", "next_s")
+    __slots__ = ("due", "epoch", "index", "next_s", "phase")
 
-    def __init__(self) -> None:
+    def __init__(self, phase: str | None) -> None:
+        self.phase = phase
         self.epoch: int | None = None
         self.index: Any = None
         self.due = 0.0
@@ -40,7 +47,19 @@ class Cadence:
         - A call that is refused leaves nothing behind: the next one is decided as if it had not been made.
     """
 
-    __slots__ = ("_clock", "_every", "_intervals", "_level", "_passed", "_ranked", "_rate", "policy")
+    __slots__ = (
+        "_clock",
+        "_epochs_only",
+        "_every",
+        "_here",
+        "_intervals",
+        "_last",
+        "_level",
+        "_passed",
+        "_ranked",
+        "_rates",
+        "policy",
+    )
 
     def __init__(self, policy: LogPolicy, clock: Callable[[], float] = time.monotonic) -> None:
         self.policy = policy
@@ -52,77 +71,71 @@ class Cadence:
             None: policy.interval_s(None),
             **{phase.value: policy.interval_s(phase) for phase in Phase},
         }
-        self._rate = self._every != 1 or any(seconds is not None for seconds in self._intervals.values())
+        self._epochs_only = not self._every
+        self._rates = self._every > 1 or (
+            not self._epochs_only and any(seconds is not None for seconds in self._intervals.values())
+        )
         # Rank 0 alone is the default and is seen to where the journal is begun.
         self._ranked = policy.log_on_workers != 0
+        self._here: bool | None = None  # whether this rank records, where that cannot change
         self._passed: dict[str | None, _Passed] = {}
+        self._last: _Passed | None = None  # of these, the one asked for last
 
-    def admits(
-        self,
-        level: int | None = None,
-        phase: str | None = None,
-        epoch: int | None = None,
-        batch_idx: int | None = None,
-        step: Any = None,
-        *,
-        peek: bool = False,
-    ) -> bool:
+    def settle(self, rank: int | None) -> None:
+        """Take the rank of this process as settled, for as long as a Trainer is asked; ``None``: ask at every call."""
+        self._here = None if rank is None else self.policy.logs_on(rank)
+
+    def admits(self, place: Place = UNKNOWN, step: Any = None, peek: bool = False) -> bool:  # a call of * takes longer
         """Decide on one call.
 
         Args:
-            level: Its level, where known.
-            phase: The value of its :class:`Phase`, where known.
-            epoch: Its epoch, where known.
-            batch_idx: Index of the batch in its epoch, where known.
+            place: Its level, the value of its :class:`Phase`, its epoch, and the index of its batch in the epoch;
+                ``None`` for each that is not known.
             step: Its step; stands in for the index of the batch where that is not known.
             peek: Only ask: what is let through does not count.
 
         Returns:
             Whether it is recorded.
         """
+        if self._ranked and not (self._on_this_rank() if self._here is None else self._here):
+            return False
+        level, phase, epoch, index = place
         if level is not None:
             if level > self._level:
                 return False
             if level < _BATCH:
-                return not self._ranked or self._on_this_rank()
-        if self._rate:
-            if not self._every:
-                return level is None and batch_idx is None and (not self._ranked or self._on_this_rank())
-            index = step if batch_idx is None else batch_idx
-            passed = self._passed.get(phase)
-            if passed is None or index is None or passed.index != index or passed.epoch != epoch:
-                if passed is not None:
-                    try:
-                        # An index that goes back is a rewind: it is counted from there.
-                        if passed.due and passed.index < index < passed.due and passed.epoch == epoch:
-                            return False
-                    except TypeError:  # none, or a step that is no number: told where it is recorded
-                        pass
-                    if passed.next_s and self._clock() < passed.next_s:
-                        return False
-                if self._ranked and not self._on_this_rank():
-                    return False
-                if not peek:
-                    self._pass(phase, epoch, index)
                 return True
-        return not self._ranked or self._on_this_rank()
+        if not self._rates:
+            return not self._epochs_only or (level is None and index is None)
+        if index is None:
+            index = step
+        passed = self._last
+        if passed is None or passed.phase != phase:
+            passed = self._last = self._passed.get(phase)
+        if passed is not None:
+            if passed.index == index and passed.epoch == epoch and index is not None:
+                return True  # a step is let through whole
+            if passed.next_s and self._clock() < passed.next_s:
+                return False
+            try:
+                # An index that goes back is a rewind: it is counted from there.
+                if passed.due and passed.index < index < passed.due and passed.epoch == epoch:
+                    return False
+            except TypeError:  # none, or a step that is no number: told where it is recorded
+                pass
+        if not peek:
+            self._pass(phase, epoch, index)
+        return True
 
-    def would_admit(
-        self,
-        level: int | None = None,
-        phase: str | None = None,
-        epoch: int | None = None,
-        batch_idx: int | None = None,
-        step: Any = None,
-    ) -> bool:
+    def would_admit(self, place: Place = UNKNOWN, step: Any = None) -> bool:
         """As :meth:`admits`, but only asked: what would be let through does not count."""
-        return self.admits(level, phase, epoch, batch_idx, step, peek=True)
+        return self.admits(place, step, peek=True)
 
     def _pass(self, phase: str | None, epoch: int | None, index: Any) -> None:
         """Remember a batch that was let through, and from when on the next one is."""
         passed = self._passed.get(phase)
         if passed is None:
-            passed = self._passed[phase] = _Passed()
+            passed = self._passed[phase] = _Passed(phase)
         passed.epoch, passed.index, passed.due = epoch, index, 0.0
         if self._every > 1 and index is not None:
             with contextlib.suppress(TypeError):  # a step that is no number
@@ -140,7 +153,7 @@ def _rank() -> int:
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_initialized():
         _known_rank = None
-        return current_rank()
+        return launched_rank()
     if _known_rank is None:
         _known_rank = current_rank()
     return _known_rank

@@ -33,6 +33,11 @@ def current_rank() -> int:
     is_initialized = getattr(distributed, "is_initialized", None)
     if distributed is not None and is_initialized is not None and is_initialized():
         return int(distributed.get_rank())
+    return launched_rank()
+
+
+def launched_rank() -> int:
+    """The rank that Lightning keeps, which strategies set before their processes can talk to each other; else 0."""
     rank_zero = sys.modules.get("lightning_utilities.core.rank_zero")
     rank = getattr(getattr(rank_zero, "rank_zero_only", None), "rank", None)
     return 0 if rank is None else int(rank)

@@ -116,9 +116,9 @@ def test_cadence_decides_as_an_obvious_model_of_it(policy: LogPolicy, made: list
     cadence, model = Cadence(policy, lambda: now_s[0]), ObviousModel(policy)
     for call in made:
         now_s[0] += call.after_s
-        arguments = (call.level, call.phase, call.epoch, call.batch, call.step)
-        asked = cadence.admits(*arguments, peek=True)
-        assert asked == cadence.admits(*arguments) == model.admits(call)
+        place = (call.level, call.phase, call.epoch, call.batch)
+        asked = cadence.admits(place, call.step, peek=True)
+        assert asked == cadence.admits(place, call.step) == model.admits(call)
 
 
 @settings(max_examples=200, deadline=None)
@@ -135,7 +135,7 @@ def test_sparse_batches_are_logged_as_often_as_they_can_be(every: int, gaps: lis
         if due:
             expected.append(index)
         due = False
-        if cadence.admits(BATCH, "train", 0, index):
+        if cadence.admits((BATCH, "train", 0, index)):
             found.append(index)
     assert found == expected
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lightning_loggers.cadence import Cadence, Held, MetricWindow
+from lightning_loggers.cadence import UNKNOWN, Cadence, Held, MetricWindow, Place
 from lightning_loggers.errors import NonFiniteError
 from lightning_loggers.loggers.trainer_context import Progress, StepAxis, TrainerContext
 from lightning_loggers.policies import LogLevel, LogPolicy, Window
@@ -18,13 +18,14 @@ from lightning_loggers.values.metrics import normalise, safe_str
 if TYPE_CHECKING:
     from lightning_loggers.loggers.journaled import JournaledLogger
 
-Place = tuple[int | None, str | None, int | None, int | None]
-"""Level, phase, epoch, batch: see :class:`~lightning_loggers.loggers.trainer_context.Where`."""
-
-_UNKNOWN: Place = (None, None, None, None)
 _BATCH, _FIT = int(LogLevel.BATCH), int(LogLevel.FIT)
 _LARGE = 2.0**63
 _METRIC = Kind.METRIC.value
+
+
+def _nowhere() -> Place:
+    """Where a training is that nobody tells of."""
+    return UNKNOWN
 
 
 class Gate:
@@ -35,6 +36,8 @@ class Gate:
         policy: Its policy, if any.
 
     Attributes:
+        now: Tells where the training is.
+        admits: Decides on a call for metrics, by its place and step; ``None`` if all are let through.
         found_nonfinite: Whether a metric that was let through was NaN or infinite.
         dropped: How many values were left out, by reason.
 
@@ -54,12 +57,12 @@ class Gate:
         self._axis = StepAxis()
         self._progress: Progress | None = None
         self._cadence = None if policy is None else Cadence(policy)
-        # Bound once, since they are called for every log call. With patterns of keys it is only asked at first: a call
-        # of which nothing is left must not count as recorded.
-        self._admits: Callable[..., bool] | None = None
+        # Both are called for every log call, and so bound once.
+        self.now: Callable[[], Place] = _nowhere
+        self.admits: Callable[[Place, Any], bool] | None = None
         if policy is not None and self._cadence is not None:
-            self._admits = self._cadence.would_admit if policy.keys else self._cadence.admits
-        self._now: Callable[[], Place] | None = None
+            # With patterns of keys it is only asked at first: a call of which nothing is left is not to count.
+            self.admits = self._cadence.would_admit if policy.keys else self._cadence.admits
         self._window: MetricWindow | None = None
         if policy is not None and isinstance(policy.window, Window):
             self._window = MetricWindow(policy.window)
@@ -69,7 +72,9 @@ class Gate:
     def follow(self, progress: Progress | None) -> None:
         """Ask ``progress`` from now on; nobody if it is ``None``."""
         self._progress = progress
-        self._now = None if progress is None else progress.now
+        self.now = _nowhere if progress is None else progress.now
+        if self._cadence is not None:
+            self._cadence.settle(None)
 
     def follow_trainer(self, trainer: Any) -> None:
         """Ask a Trainer from now on.
@@ -79,29 +84,33 @@ class Gate:
         """
         if not isinstance(self._progress, TrainerContext) or self._progress.trainer is not trainer:
             self.follow(TrainerContext(trainer, self._axis))
+        if self._cadence is not None:
+            self._cadence.settle(current_rank())  # its processes have been launched by now
 
     # ------------------------------------------------------------------ decisions
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: Any, given_batch: int | None = None) -> None:
-        """Record metrics, if the policy lets them through.
-
-        Args:
-            metrics: Metrics by key.
-            step: Their step.
-            given_batch: Index of their batch, where the user names it.
+    def log_metrics(self, metrics: Mapping[str, Any], step: Any, given_batch: int) -> None:
+        """Record metrics of a batch that the user names, if the policy lets them through.
 
         Raises:
             NonFiniteError: If the policy asks for it.
         """
-        now, admits = self._now, self._admits
-        place = level, phase, epoch, batch_idx = _UNKNOWN if now is None else now()
-        if given_batch is not None:
-            if not self.should_log(given_batch, None):
-                return
-            level, batch_idx = _BATCH, given_batch
-            place = level, phase, epoch, batch_idx
-        if admits is not None and not admits(level, phase, epoch, batch_idx, step):
-            return
+        _, phase, epoch, _ = self.now()
+        place = _BATCH, phase, epoch, given_batch
+        if self.should_log(given_batch, None) and (self.admits is None or self.admits(place, step)):
+            self.record(metrics, step, place)
+
+    def record(self, metrics: Mapping[str, Any], step: Any, place: Place) -> None:
+        """Record metrics that :attr:`admits` has let through.
+
+        Args:
+            metrics: Metrics by key.
+            step: Their step.
+            place: Where the training is.
+
+        Raises:
+            NonFiniteError: If the policy asks for it.
+        """
         if self.policy is None:
             self._log_as_it_is(metrics, step, place)
         else:
@@ -123,12 +132,12 @@ class Gate:
             return self._logger.worker_rank != 0  # which the run belongs to, whichever ranks log
         if identifier is not None and not cadence.policy.selects(safe_str(identifier)):
             return True
-        level, phase, epoch, current = self.place()
+        place = self.now()
         if batch_idx is not None:
             if not self.should_log(batch_idx, None):
                 return True
-            level, current = _BATCH, batch_idx
-        return not cadence.admits(level, phase, epoch, current, step)
+            place = _BATCH, place[1], place[2], batch_idx
+        return not cadence.admits(place, step)
 
     def should_log(self, batch_idx: int | None, level: LogLevel | str | int | None) -> bool:
         """What :meth:`LogPolicy.should_log` says for this process."""
@@ -136,17 +145,13 @@ class Gate:
 
     def should_write(self, step: Any = None) -> bool:
         """Whether a call made now would be let through; asking changes nothing."""
-        return self._cadence is None or self._cadence.admits(*self.place(), step, peek=True)
-
-    def place(self) -> Place:
-        """Where the training is now."""
-        return _UNKNOWN if self._progress is None else self._progress.now()
+        return self._cadence is None or self._cadence.admits(self.now(), step, peek=True)
 
     def placed(self, kind: Kind, fields: dict[str, Any]) -> dict[str, Any]:
         """Add where the training is to the fields of a record."""
         if self._progress is None or kind is Kind.STATUS:
             return fields
-        level, phase, epoch, _ = self.place()
+        level, phase, epoch, _ = self.now()
         fields.setdefault("epoch", epoch)
         fields.setdefault("phase", phase)
         if level is not None and kind not in ONCE_A_RUN:
@@ -180,7 +185,7 @@ class Gate:
         policy, window, phase = self.policy, self._window, place[1]
         if policy is not None and policy.keys:
             metrics = {key: value for key, value in metrics.items() if policy.selects(safe_str(key))}
-            if not metrics or (self._cadence is not None and not self._cadence.admits(*place, step)):
+            if not metrics or (self._cadence is not None and not self._cadence.admits(place, step)):
                 return
         if self._progress is not None:
             step = self._progress.axis_step(step, place)
@@ -291,7 +296,9 @@ class Gate:
             self._write_merged(self._window, self._window.take())
 
     def start_over_in_child(self) -> None:
-        """After ``fork``: what a window holds is the parent's to record."""
+        """After ``fork``: what a window holds is the parent's to record, and the child may be given another rank."""
+        if self._cadence is not None:
+            self._cadence.settle(None)
         if self._window is not None:
             self._window.start_over_in_child()
 

@@ -174,7 +174,9 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
         try:
             gate = self._gate
             if gate is not None:
-                gate.log_metrics(metrics, step)
+                place, admits = gate.now(), gate.admits
+                if admits is None or admits(place, step):
+                    gate.record(metrics, step, place)
                 return
             if self._prefix:
                 metrics = {f"{self._prefix}{key}": value for key, value in metrics.items()}

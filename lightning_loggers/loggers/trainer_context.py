@@ -72,6 +72,7 @@ class TrainerContext:
         self._axis = StepAxis() if axis is None else axis
         # Plain objects that know nothing of the Trainer: they may be held, which saves walking to them at every call.
         self._state: Any = getattr(trainer, "state", None)
+        self._training: Any = None  # the stage of training, once seen: its name takes longer to ask for
         loop = getattr(trainer, "fit_loop", None)
         self._epochs: Any = getattr(getattr(loop, "epoch_progress", None), "current", None)
         epoch_loop = getattr(loop, "epoch_loop", None)
@@ -93,11 +94,14 @@ class TrainerContext:
             stage = self._state.stage
             if stage is None:
                 return _FIT, None, None, None
-            phase = stage._value_
             if self._connector()._first_loop_iter is None:  # between epochs: what is logged is not a batch's
-                return self._level_between(), phase, self._epochs.completed, None
+                return self._level_between(), stage._value_, self._epochs.completed, None
+            if stage is self._training:
+                return _BATCH, _TRAIN, self._epochs.completed, self._batches.ready - 1
+            phase = stage._value_
             if phase == _TRAIN:
-                return _BATCH, phase, self._epochs.completed, self._batches.ready - 1
+                self._training = stage
+                return _BATCH, _TRAIN, self._epochs.completed, self._batches.ready - 1
             return _BATCH, phase, self._epochs.completed, self._evaluation_batch()
         except Exception:  # noqa: BLE001 - another version of Lightning, or a Trainer that is gone
             return None, None, None, None
