@@ -1,6 +1,7 @@
 """``python -m benchmarks [PART ...] [--quick] [--write FILE]``: what logging costs on this machine, as Markdown."""
 
 import argparse
+import dataclasses
 import os
 import platform
 import time
@@ -18,12 +19,15 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}; by default all")
     parser.add_argument("--quick", action="store_true", help="only see that everything runs")
     parser.add_argument("--write", type=Path, help="also write the tables to this file, with a picture beside it")
+    parser.add_argument("--repeats", type=int, help="processes for each measurement, in turn; 5 by default")
     given = parser.parse_args()
     for part in given.parts:
         if part not in parts:
             parser.error(f"there is no part {part!r}; choose from {', '.join(parts)}")
     quick, chosen = given.quick, given.parts or parts
     size = suite.QUICK if quick else suite.Size()
+    if given.repeats:
+        size = dataclasses.replace(size, repeats=given.repeats)
     report = suite.Report()
     machine = (
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
