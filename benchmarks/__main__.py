@@ -8,13 +8,34 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import log_path, merging, outage, suite
+from benchmarks import in_trainer, log_path, merging, outage, scaling, suite
+
+_MARK = "<!-- below: written by `python -m benchmarks --write` -->"
+
+
+def _above(path: Path) -> str:
+    """What people have written into a file, which stays."""
+    text = path.read_text() if path.is_file() else ""
+    return text.partition(_MARK)[0] + _MARK
 
 
 def main() -> None:
     """Measure and print."""
     began = time.monotonic()
-    parts = ("calls", "growth", "delivered", "fit", "busy", "startup", "recovery", "merging", "image", "outage")
+    parts = (
+        "calls",
+        "trainer",
+        "growth",
+        "delivered",
+        "fit",
+        "busy",
+        "startup",
+        "recovery",
+        "merging",
+        "image",
+        "outage",
+        "scaling",
+    )
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}; by default all")
     parser.add_argument("--quick", action="store_true", help="only see that everything runs")
@@ -41,6 +62,9 @@ def main() -> None:
     with suite.mlflow_server(1) as uri:
         runs: dict[str, Callable[[], None]] = {
             "calls": lambda: suite.calls(report, size, uri),
+            "trainer": lambda: paragraph(
+                "A call inside a Trainer", in_trainer.table(*((1, 50) if quick else (15, 20_000)))
+            ),
             "growth": lambda: paragraph("Growth", log_path.growth(20_000 if quick else 1_000_000)),
             "delivered": lambda: suite.delivered(report, size),
             "fit": lambda: suite.fit(report, size, uri),
@@ -52,13 +76,14 @@ def main() -> None:
             ),
             "image": lambda: suite.image(report, size, uri),
             "outage": lambda: paragraph("A server that is killed", outage.table(*((3, 1) if quick else (60, 20)))),
+            "scaling": lambda: paragraph("Many runs, many ranks", scaling.table(quick=quick)),
         }
         for part in chosen:
             runs[part]()
     if given.write:
         given.write.parent.mkdir(parents=True, exist_ok=True)
         drawing = given.write.with_suffix(".svg")
-        head = ["<!-- written by `python -m benchmarks --write` -->", "", f"Measured on {machine}.", ""]
+        head = [_above(given.write), "", f"Measured on {machine}.", ""]
         if report.bars:
             suite.picture(report, drawing)
             head += [f"![what a log call costs]({drawing.name})", ""]

@@ -1,22 +1,18 @@
 """MLflow's server on PostgreSQL under many runs at once: all points are there, none twice."""
 
 import json
-import os
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import MLflowServer, free_port
+from conftest import MLflowServer
 from mlflow import MlflowClient
 from mlflow_reading import assert_exactly_once
 from warm_python import WarmPython
+
+from benchmarks.postgres import binaries, postgres
 
 PROCESSES, RUNS_PER_PROCESS, STEPS = 4, 4, 250
 
@@ -43,71 +39,21 @@ for thread in threads:
 """
 
 
-def binaries() -> Path | None:
-    """Where PostgreSQL's programs are; Debian keeps them out of the path, by version."""
-    found = shutil.which("initdb")
-    if found is not None:
-        return Path(found).resolve().parent
-    places = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return places[-1].parent if places else None
-
-
 @pytest.fixture
-def postgres() -> Iterator[str]:
-    """The URI of a database server on loopback; it refuses to run as root, so it runs as its own user there."""
+def database() -> Iterator[str]:
+    """The URI of a database server on loopback."""
     programs = binaries()
     if programs is None:
         pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
     pytest.importorskip("psycopg2", reason="psycopg2-binary is not installed: pip install 'lightning-loggers[dev]'")
-    user = "postgres" if os.geteuid() == 0 else None
-    # Not in tmp_path: the folders above that are root's alone.
-    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
-    port = free_port()
-    server = None
-    try:
-        if user is not None:
-            shutil.chown(folder, user)
-        data = folder / "data"
-        made = subprocess.run(
-            [programs / "initdb", "-D", data, "-U", "tester", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C"],
-            check=False, user=user, cwd=folder, capture_output=True, text=True,
-        )  # fmt: skip
-        assert made.returncode == 0, made.stderr
-        with (folder / "log").open("wb") as log:
-            server = subprocess.Popen(
-                [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder, "-F"],
-                user=user, cwd=folder, stdout=log, stderr=log,
-            )  # fmt: skip
-        connect(port, (folder / "log"))
-        yield f"postgresql+psycopg2://tester@127.0.0.1:{port}/postgres"
-    finally:
-        if server is not None:
-            server.send_signal(signal.SIGQUIT)  # at once, with all its processes
-            with suppress(subprocess.TimeoutExpired):
-                server.wait(30)
-            server.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+    with postgres(programs) as uri:
+        yield uri
 
 
-def connect(port: int, log: Path) -> None:
-    """Wait until the database answers."""
-    import psycopg2
-
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            psycopg2.connect(host="127.0.0.1", port=port, user="tester", dbname="postgres").close()
-        except psycopg2.OperationalError:
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        else:
-            return
-
-
-def test_sixteen_runs_at_once(postgres: str, tmp_path: Path) -> None:
+def test_sixteen_runs_at_once(database: str, tmp_path: Path) -> None:
     """Sixteen runs of four processes log to one server at once: every point arrives, none twice, all are finished."""
     server = OnPostgres(tmp_path / "server", workers=2)
-    server.database = postgres
+    server.database = database
     try:
         server.start(150)
         with WarmPython() as python, (tmp_path / "output.txt").open("wb") as out:

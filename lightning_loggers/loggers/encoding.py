@@ -28,6 +28,8 @@ MAX_WAITING_BYTES = 256 * 2**20
 
 DRAIN_TIMEOUT_S = 120.0
 _POLL_S = 0.005
+_LINGER_S = 0.2
+"""How long the thread looks for more by itself: waking it costs a log call as much as copying an image."""
 
 
 class Job:
@@ -145,7 +147,9 @@ class Encoder:
     """
 
     def __init__(self) -> None:
-        self._waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()  # unlike Queue, a signal handler may use it
+        self._waiting: deque[Job] = deque()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # unlike Queue, a signal handler may use it
+        self._asleep = False  # whether the thread waits for the bell
         self._order: deque[Job] = deque()
         self._lock = threading.RLock()
         self._bytes = 0
@@ -160,7 +164,10 @@ class Encoder:
             if fits:
                 self._bytes += job.size_bytes
         if fits and self._runs():
-            self._waiting.put(job)
+            self._waiting.append(job)
+            if self._asleep:
+                self._asleep = False
+                self._bell.put(None)
             return
         if fits:
             with self._lock:
@@ -196,10 +203,12 @@ class Encoder:
         me = threading.get_ident()
         while any(not job.committed for job in jobs):
             try:
-                self._take(self._waiting.get_nowait())
-                continue
-            except queue.Empty:
+                job = self._waiting.popleft()
+            except IndexError:
                 self._commit()
+            else:
+                self._take(job)
+                continue
             left = [job for job in list(self._order) if job.owner is owner and not job.committed]
             if any(job.runner == me for job in left):  # this is a signal handler inside that very encoding
                 return False
@@ -222,8 +231,21 @@ class Encoder:
         return True
 
     def _work(self) -> None:
+        lingers_until = 0.0
         while True:
-            self._take(self._waiting.get())
+            try:
+                job = self._waiting.popleft()
+            except IndexError:
+                if time.monotonic() < lingers_until:
+                    time.sleep(_POLL_S)
+                    continue
+                self._asleep = True
+                if not self._waiting:  # what came before the flag was set rings no bell
+                    self._bell.get()
+                self._asleep = False
+            else:
+                self._take(job)
+                lingers_until = time.monotonic() + _LINGER_S
 
     def _take(self, job: Job) -> None:
         self._run(job)

@@ -10,6 +10,7 @@ batch (B, ...)          one image, a grid; or several, with ``grid=False``
 ======================  ==================================================================================
 """
 
+import functools
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ from lightning_loggers.values.snapshots import (
     as_path,
     existing_file,
     origins,
+    origins_of,
     require,
     unsuitable,
 )
@@ -40,6 +42,7 @@ ACCEPTED = (
     "or float within 0 and 1; a PIL image, an image file's path or its bytes"
 )
 _CHANNELS = (1, 3, 4)
+_UINT8 = np.dtype(np.uint8)
 _PADDING = 2
 _COMPRESSION = 4  # of 9: half the time of Pillow's own choice, files a few percent longer
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
@@ -57,9 +60,7 @@ class _Images:
     details: Sequence[dict[str, Any]]
     overlays: Sequence[Array] = field(default=())
 
-    @property
-    def size_bytes(self) -> int:
-        return sum(map(_size_bytes, (*self.pixels, *self.overlays)))
+    size_bytes: int = 0
 
     def encode(self) -> Encoded:
         notes: list[tuple[str, str]] = []
@@ -109,7 +110,8 @@ def snapshot(
     require("PIL", "pillow>=10", "media", "log_image")
     if hasattr(value, "shape") and caption is None and masks is None and boxes is None:  # the usual case, made short
         found = _checked_layout(value, identifier, layout)
-        return _Images((_copied(value, identifier),), (found,), grid and found[0] == "B", normalize, ())
+        pixels = _copied(value, identifier)
+        return _Images((pixels,), (found,), grid and found[0] == "B", normalize, (), (), _size_bytes(pixels))
     if isinstance(value, bytes):
         suffix = next((suffix for magic, suffix in _MAGIC.items() if value.startswith(magic)), None)
         if suffix is None:
@@ -139,7 +141,8 @@ def snapshot(
     for detail in details:
         for overlay in detail.get("masks", {}).values():
             overlay["mask_blob"] += len(items)  # behind the images
-    return _Images(pixels, layouts, grid, normalize, details if not batches or grid else (), overlays)
+    size_bytes = sum(map(_size_bytes, (*pixels, *overlays)))
+    return _Images(pixels, layouts, grid, normalize, details if not batches or grid else (), overlays, size_bytes)
 
 
 def _add_overlays(
@@ -172,16 +175,23 @@ def _checked_layout(item: Any, identifier: str, layout: str | None) -> str:
             shape = arrays.view(item)[0].shape
         except UnsuitableValueError as error:
             raise unsuitable("image", identifier, str(error), ACCEPTED) from None
+    found = _known_layout(type(item), shape, arrays.type_of(item), layout)  # type: ignore[arg-type, unused-ignore]
+    if isinstance(found, str):
+        return found
+    raise unsuitable("image", identifier, *found)
+
+
+@functools.lru_cache(maxsize=1024)
+def _known_layout(kind: type, shape: tuple[int, ...], dtype: str, layout: str | None) -> str | tuple[str, str]:
+    """The layout, or what is wrong and what is accepted; remembered: a program logs a few shapes again and again."""
     if layout is not None and layout.upper() not in {"CHW", "HWC"}:
-        raise unsuitable("image", identifier, f"given with layout={layout!r}", "layout='CHW' or 'HWC'")
-    wanted = layout.upper() if layout else "CHW" if "torch" in origins(item) else "HWC"
+        return f"given with layout={layout!r}", "layout='CHW' or 'HWC'"
+    wanted = layout.upper() if layout else "CHW" if "torch" in origins_of(kind) else "HWC"
     found = layout_of(shape, wanted, strict=layout is not None)
-    dtype = arrays.type_of(item)
     wrong_type = dtype != "uint8" and ("int" in dtype or "complex" in dtype)
     if found is None or 0 in shape or wrong_type:
-        seen = f"of shape {shape}" + (f" and type {dtype}" if dtype else "")
         cure = " (divide by its largest value, or convert to uint8)" if wrong_type else ""
-        raise unsuitable("image", identifier, seen, ACCEPTED + cure)
+        return f"of shape {shape}" + (f" and type {dtype}" if dtype else ""), ACCEPTED + cure
     return found
 
 
@@ -208,7 +218,7 @@ def _copied(item: Any, identifier: str) -> Any:
         pixels = arrays.snapshot(item)
     except UnsuitableValueError as error:
         raise unsuitable("image", identifier, str(error), ACCEPTED) from None
-    if pixels.dtype.kind in "iu" and pixels.dtype != np.uint8:  # a list of numbers has no type of its own
+    if pixels.dtype != _UINT8 and pixels.dtype.kind in "iu":  # a list of numbers has no type of its own
         if pixels.min() < 0 or pixels.max() > 255:
             raise unsuitable("image", identifier, f"integers from {pixels.min()} to {pixels.max()}", ACCEPTED)
         pixels = pixels.astype(np.uint8)

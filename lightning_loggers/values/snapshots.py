@@ -97,11 +97,12 @@ def require(module: str, requirement: str, extra: str, what: str) -> None:
 
 def origins(value: Any) -> frozenset[str]:
     """The packages that a value's class and its bases come from: how a library's objects are known without it."""
-    return _origins_of(type(value))  # type: ignore[arg-type, unused-ignore]
+    return origins_of(type(value))  # type: ignore[arg-type, unused-ignore]
 
 
 @functools.lru_cache(maxsize=1024)
-def _origins_of(kind: type) -> frozenset[str]:
+def origins_of(kind: type) -> frozenset[str]:
+    """The same of a class."""
     return frozenset(base.__module__.partition(".")[0] for base in kind.__mro__)
 
 
