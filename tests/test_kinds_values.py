@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars
 import pyarrow.parquet
 import pytest
 import torch
@@ -35,6 +36,7 @@ from lightning_loggers.values import (
     video,
 )
 from lightning_loggers.values.lazy import Once, is_lazy, shared
+from lightning_loggers.values.metrics import normalise
 from lightning_loggers.values.snapshots import Encoded
 
 
@@ -491,11 +493,12 @@ def test_what_is_no_point_cloud_is_named(shape: tuple[int, ...]) -> None:
         ([[1, "ü"], [2, None]], {"columns": ["n", "text"]}),
         ({"columns": ["n", "text"], "data": [[1, "ü"], [2, None]]}, {}),
         (pyarrow.table({"n": [1, 2], "text": ["ü", None]}), {}),
+        (polars.DataFrame({"n": [1, 2], "text": ["ü", None]}), {}),
     ],
-    ids=["pandas", "columns", "mappings", "rows", "split", "arrow"],
+    ids=["pandas", "columns", "mappings", "rows", "split", "arrow", "polars"],
 )
 def test_tables_of_every_form_are_the_same_parquet(value: Any, arguments: dict[str, Any], tmp_path: Path) -> None:
-    """pandas, Arrow, columns, rows and mappings are read back by pyarrow with the same columns and values."""
+    """pandas, Arrow, polars, columns, rows and mappings are read back by pyarrow with the same columns and values."""
     encoded = tables.snapshot(value, "t", **arguments).encode()
     [(name, content)] = encoded.files
     (tmp_path / name).write_bytes(content)  # type: ignore[arg-type]
@@ -654,3 +657,25 @@ def test_functions_are_shared_wherever_they_stand() -> None:
     made = shared(([functools.partial(object)], {"x": functools.partial(object)}))
     assert made[0][0]() is made[0][0]()
     assert made[1]["x"]() is made[1]["x"]()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "uint8", "bool"])
+def test_arrays_of_jax_are_taken_as_they_are(dtype: str) -> None:
+    """An array of jax of any type is read to the same values as numpy's, and as an image to the same pixels."""
+    import jax.numpy as jnp
+
+    values = np.arange(12).reshape(3, 4) % 2
+    array = jnp.asarray(values).astype(dtype)
+    assert arrays.snapshot(array).tolist() == values.tolist()
+    theirs = only(images.snapshot(array, "x").encode())
+    assert theirs == only(images.snapshot(values.astype(np.float32 if "float" in dtype else dtype), "x").encode())
+
+
+def test_numbers_of_jax_are_metrics() -> None:
+    """Scalars of jax are plain numbers in a record, NaN and bfloat16 included."""
+    import jax.numpy as jnp
+
+    given = {"loss": jnp.float32(0.5), "n": jnp.int32(3), "half": jnp.bfloat16(1.5), "bad": jnp.float32("nan")}
+    numbers, others = normalise(given, lambda *args, **kwargs: True)
+    assert str(numbers) == "{'loss': 0.5, 'n': 3, 'half': 1.5, 'bad': nan}"
+    assert others == []

@@ -1,6 +1,5 @@
 """WandbLogger through the real SDK: online against a stand-in of W&B's endpoints, offline read by ``wandb sync``."""
 
-import importlib.util
 import inspect
 import io
 import json
@@ -21,7 +20,7 @@ from lightning.pytorch.loggers import WandbLogger as LightningsLogger
 from PIL import Image
 from test_kinds_values import frames_of_mp4
 from wandb_reading import QUIET, OfflineRun
-from wandb_running import OWN, Regression, answering, deliver, fit, isolated, logged, make, run_dir, sync
+from wandb_running import OWN, answering, deliver, fit, isolated, logged, make, run_dir, sync
 from wandb_standin import API_KEY, StandInRun, WandbStandIn
 
 from lightning_loggers import WandbLogger
@@ -240,69 +239,6 @@ def test_the_sdks_file_is_read_as_it_grows(tmp_path: Path) -> None:
     assert (file.rows, file.ended, file.whole_bytes) == (1_001, True, len(whole))
 
 
-def test_media_arrive_as_lightnings_own_logger_sends_them(
-    tmp_path: Path, standin: WandbStandIn, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Tables, images, overlays and videos are W&B's own; what its SDK lacks a package for is whole in an artifact."""
-    logger = make(tmp_path, delivery="offline")
-    pixels = np.random.default_rng(0).integers(0, 255, (5, 7, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    (tmp_path / "b.gif").write_bytes(b"GIF89a")
-    tensor = torch.from_numpy(pixels).permute(2, 0, 1) / 255
-    logger.log_table("table", columns=["a", "b"], data=[[1, "x"], [None, 2.5], [math.nan, object]], step=1)
-    logger.log_text("texts", columns=["t"], data=[["hello"]], step=2)
-    images = [pixels, Image.fromarray(pixels), str(tmp_path / "a.png"), tensor]
-    logger.log_image("images", images, step=3, caption=list("abcd"))
-    mask = {"mask_data": np.ones((5, 7), np.uint8), "class_labels": {0: "no", 1: "yes"}}
-    box = {"position": {"minX": 0.1, "maxX": 0.2, "minY": 0.3, "maxY": 0.4}, "class_id": 1}
-    boxes = {"box_data": [box], "class_labels": {1: "cat"}}
-    logger.log_image("overlaid", [pixels], step=3, masks=[{"truth": mask}], boxes=[{"found": boxes}])
-    logger.log_audio("sounds", [np.zeros(8), np.ones((4, 2))], step=4, sample_rate=[8000, 16000], caption=["u", "v"])
-    logger.log_video("videos", [tmp_path / "b.gif", np.zeros((2, 3, 4, 4), np.uint8)], step=5, fps=[4, 4])
-    with pytest.raises(ValueError, match="there must be one each"):
-        logger.log_image("images", [pixels], caption=["a", "b"])
-    logger.log_image("shapeless", [np.zeros(3)], step=6)
-    assert "'shapeless' was not kept (an image has shape" in caplog.text
-    worker = Worker(run_dir(logger), {"settings": QUIET})
-    while worker.step().kind is StepKind.PROGRESS:
-        pass
-    run = standin.only_run()
-    files = dict(run.files)  # what is there when all of it counts as delivered, before the SDK ends the run
-    assert (logger.stats.pending, logger.stats.rejected, logger.stats.dropped) == (0, 0, 1)
-    worker.close()
-    rows = {
-        key: (row["trainer/global_step"], row[key])
-        for row in run.history
-        for key in row
-        if isinstance(row[key], dict) and key != "sounds"
-    }
-    assert {key: (step, value["_type"]) for key, (step, value) in rows.items()} == {
-        "table": (1, "table-file"), "texts": (2, "table-file"), "images": (3, "images/separated"),
-        "overlaid": (3, "images/separated"), "videos": (5, "videos"),
-    }  # fmt: skip
-    table = json.loads(files[rows["table"][1]["path"]])
-    assert table["columns"] == ["a", "b"]
-    assert table["data"][:2] == [[1, "x"], [None, 2.5]]
-    assert math.isnan(table["data"][2][0])
-    assert caplog.text.count("has a type in column 2, which is kept as its text") == 1
-    for name in rows["images"][1]["filenames"]:
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(files[name]))), pixels)
-    assert rows["images"][1]["captions"] == list("abcd")
-    overlaid = rows["overlaid"][1]
-    mask_file = files[overlaid["all_masks"][0]["truth"]["path"]]
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(mask_file))), mask["mask_data"])
-    assert json.loads(files[overlaid["all_boxes"][0]["found"]["path"]])["box_data"][0]["class_id"] == 1
-    array = next(a.files["0.npy"] for a in standin.artifacts if a.collection.endswith("-videos-5"))
-    assert np.load(io.BytesIO(array)).shape == (2, 3, 4, 4)
-    ((step, said),) = run.points("sounds")
-    assert step == 4
-    if importlib.util.find_spec("soundfile") is None:
-        sounds = [content for a in standin.artifacts if a.collection in said for content in a.files.values()]
-    else:
-        sounds = [files[item["path"]] for item in said["audio"]]
-    assert sorted(int.from_bytes(sound[24:28], "little") for sound in sounds) == [8000, 16000]
-
-
 def test_kinds_without_a_form_of_their_own_are_artifacts_with_standard_names(
     tmp_path: Path, standin: WandbStandIn
 ) -> None:
@@ -394,24 +330,6 @@ def test_trainer_fit_keeps_checkpoints_as_model_artifacts(tmp_path: Path, standi
     assert "latest" in models[-1].aliases
     assert sum("best" in a.aliases for a in models) == 1
     assert str(checkpoints.dirpath) == str(tmp_path / "digits" / str(logger.version) / "checkpoints")
-
-
-def test_watch_records_histograms_of_gradients_and_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hooks on the model make a histogram every few batches, without W&B; each counts every weight."""
-    monkeypatch.setattr("lightning_loggers.loggers.wandb_watch._HISTOGRAMS_A_ROW", 3)
-    logger = make(tmp_path, offline=True)
-    model = Regression()
-    logger.watch(model, log="all", log_freq=2)
-    fit(logger, tmp_path, 6, model=model)
-    logger.experiment.unwatch(model)  # as Lightning's documentation has it
-    assert not model.layer._forward_hooks
-    assert logger.stats.pending == 0
-    run = OfflineRun(tmp_path, str(logger.version))
-    gradients = [row["gradients/layer.weight"] for row in run.rows if "gradients/layer.weight" in row]
-    assert len(gradients) == 3
-    assert all(histogram["_type"] == "histogram" and sum(histogram["values"]) == 4 for histogram in gradients)
-    assert any("parameters/layer.bias" in row for row in run.rows)
-    assert any(b"Linear" in content for content in run.artifacts.values())
 
 
 # ---------------------------------------------------------------------- the run

@@ -292,8 +292,6 @@ class WandbAdapter(Adapter):
         for record in records:
             if record.kind in {Kind.ARTIFACT, Kind.CHECKPOINT} and record.blobs:
                 session.artifacts.hand(record)
-            elif record.kind == Kind.GRAPH and isinstance(record.value, str):
-                session.artifacts.hand_text(record, record.value)
             elif record.kind in _ARTIFACTS and (record.blobs or record.value is not None):
                 session.artifacts.hand_standard(record)
         session.hand_rows(rows)

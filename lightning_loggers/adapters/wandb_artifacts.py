@@ -94,11 +94,6 @@ class Artifacts:
             facts |= {name: described[name] for name in _DATASET_FACTS if described.get(name) is not None}
         return facts
 
-    def hand_text(self, record: Record, text: str) -> None:
-        """Hand a text to the SDK as an artifact, which is waited for with the record."""
-        if _key(record) not in self._handed:
-            self._log(_key(record), self._of_text(str(record.id), text, "txt"), None)
-
     def keep_text(self, label: str, text: str, suffix: str) -> str:
         """Keep a text whole, and wait until W&B has it.
 

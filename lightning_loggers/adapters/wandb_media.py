@@ -28,10 +28,11 @@ def media_of(context: Context, record: Record) -> Any:
     import wandb
 
     make = {Kind.IMAGE: wandb.Image, Kind.AUDIO: wandb.Audio, Kind.VIDEO: wandb.Video}[Kind(record.kind)]
-    details = (record.meta or {}).get("details") or []
+    meta = record.meta or {}
+    details = meta.get("details") or []
     files = blobs[: len(details)] if details else blobs  # the others belong to the details
     made = []
-    for index, blob in enumerate(files):
+    for index, blob in enumerate([blobs[number] for number in meta.get("order") or ()] or files):
         arguments = _arguments(context, details[index], blobs) if details else {}
         if record.kind == Kind.VIDEO:  # the file says them, and the SDK warns if it is told
             arguments.pop("fps", None)

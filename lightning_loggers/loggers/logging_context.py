@@ -163,7 +163,7 @@ def _serialized(obj: Any, identifier: str, *, pickle: bool) -> tuple[str, Any]:
         if "matplotlib" in known or "plotly" in known:
             return _first_file(figures.snapshot(obj, identifier), ".png" if "matplotlib" in known else ".html")
         if shape_of(obj) is not None and not hasattr(obj, "columns"):
-            return ".npy", images._npy(snapshot(obj))
+            return ".npy", images.npy(snapshot(obj))
     if isinstance(obj, dict | list | tuple | int | float | bool) or obj is None:
         plain = plain_json(obj)
         return ".json", json.dumps(plain, indent=2).encode()

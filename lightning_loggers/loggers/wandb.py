@@ -15,7 +15,7 @@ from lightning_loggers.adapters import wandb as adapter
 from lightning_loggers.aggregation import AggFunc
 from lightning_loggers.base import rank_zero_experiment
 from lightning_loggers.errors import ConfigurationError, TrackerUnavailableError
-from lightning_loggers.loggers import journaled
+from lightning_loggers.loggers import journaled, watching
 from lightning_loggers.loggers.journaled import DEFAULT_FINALIZE_TIMEOUT_S
 from lightning_loggers.loggers.proxy import NativeProxy
 from lightning_loggers.loggers.wandb_media import WandbMedia
@@ -27,7 +27,6 @@ from lightning_loggers.loggers.wandb_options import (
     mode_of,
     without_secrets,
 )
-from lightning_loggers.loggers.wandb_watch import WandbWatching
 from lightning_loggers.policies import LogPolicy
 from lightning_loggers.records import Kind, RunStatus, split_nonfinite
 from lightning_loggers.values.params import contents, flatten
@@ -89,7 +88,7 @@ class _RunProxy(NativeProxy):
             setattr(self._resolve(), name, value)  # run.name = ..., run.tags = ...
 
 
-class WandbLogger(WandbMedia, WandbWatching):
+class WandbLogger(WandbMedia):
     """Logs to Weights & Biases through a journal on disk.
 
     The parameters up to ``add_file_policy`` are those of Lightning's ``WandbLogger``, in its order, with its defaults.
@@ -137,6 +136,8 @@ class WandbLogger(WandbMedia, WandbWatching):
     """
 
     tracker: ClassVar[str] = "wandb"
+    _watches_in_groups: ClassVar[bool] = True
+    """A row of W&B's history holds the histograms of all parameters, as the SDK's own ``watch`` has it."""
 
     def __init__(  # noqa: PLR0917 - Lightning's own signature
         self,
@@ -231,6 +232,17 @@ class WandbLogger(WandbMedia, WandbWatching):
                     "run of its own, call wandb.finish() before, or give it another id=...",
                 )
         adapter.before_sdk_exits[:] = [_end_all]
+
+    @override
+    def save(self) -> None:
+        """Log what is held back for its step. ``Trainer`` calls this after all it logs."""
+        super().save()
+        watching.log_held(self)
+
+    @override
+    def _finish_encoding(self) -> None:
+        watching.log_held(self)
+        super()._finish_encoding()
 
     @override
     def _public_options(self) -> dict[str, Any]:

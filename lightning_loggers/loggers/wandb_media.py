@@ -1,23 +1,19 @@
 """Tables, images, sounds and videos: the methods of WandbLogger that record them, with Lightning's signatures."""
 
-import io
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from typing_extensions import override
 
-from lightning_loggers.journal.writer import JournalWriter
+from lightning_loggers.loggers import recording, wandb_lists
 from lightning_loggers.loggers.journaled import JournaledLogger
-from lightning_loggers.loggers.wandb_files import as_array, keep_file, keep_image, keep_sound
-from lightning_loggers.records import Blob, Kind
+from lightning_loggers.records import Kind
 from lightning_loggers.values.lazy import is_lazy
+from lightning_loggers.values.metrics import safe_str
 from lightning_loggers.values.plain import plain_json as plain
-from lightning_loggers.values.snapshots import is_installed
-
-Keep = Callable[[JournalWriter, Any, dict[str, Any]], Blob]
+from lightning_loggers.values.several import Several
 
 
 class WandbMedia(JournaledLogger):
@@ -119,20 +115,22 @@ class WandbMedia(JournaledLogger):
 
         Args:
             key: The identifier.
-            images: File paths, PIL images, figures of matplotlib, numpy arrays (H, W), (H, W, C), or tensors (H, W),
-                (C, H, W), (N, C, H, W).
+            images: File paths, PIL images, figures of matplotlib, numpy arrays (H, W), (H, W, C), tensors (H, W),
+                (C, H, W), or objects of W&B's SDK; a batch (N, ...) becomes a grid. Integers 0 to 255 or floats, see
+                :mod:`lightning_loggers.loggers.wandb_lists`.
             step: Step.
-            **kwargs: Lists with one entry an image for ``wandb.Image``: ``caption``, ``boxes``, ``masks``, ``classes``.
+            **kwargs: Lists with one entry an image for ``wandb.Image``: ``caption``, ``boxes``, ``masks``, ``classes``,
+                ``grouping``.
 
         One image that is in no list is logged as by our other loggers, with their further arguments.
 
         Raises:
             ValueError: If a list has another length.
         """
-        if not _in_lists(images, kwargs):
+        if _in_lists(images, kwargs):
+            self._log_list(Kind.IMAGE, key, images, step, kwargs)
+        else:
             super().log_image(key, images, step, **kwargs)
-            return
-        self._media(Kind.IMAGE, key, images, step, kwargs, keep_image)
 
     @override
     def log_audio(  # type: ignore[override]  # Lightning's signature
@@ -142,7 +140,7 @@ class WandbMedia(JournaledLogger):
 
         Args:
             key: The identifier.
-            audios: File paths, or arrays (T,) or (T, C) with a ``sample_rate`` each.
+            audios: File paths, arrays (T,) or (T, C) with a ``sample_rate`` each, or objects of W&B's SDK.
             step: Step.
             **kwargs: Lists with one entry a sound: ``caption``, ``sample_rate``.
 
@@ -151,10 +149,10 @@ class WandbMedia(JournaledLogger):
         Raises:
             ValueError: If a list has another length.
         """
-        if not _in_lists(audios, kwargs):
+        if _in_lists(audios, kwargs):
+            self._log_list(Kind.AUDIO, key, audios, step, kwargs)
+        else:
             super().log_audio(key, audios, step, **kwargs)
-            return
-        self._media(Kind.AUDIO, key, audios, step, kwargs, keep_sound)
 
     @override
     def log_video(  # type: ignore[override]  # Lightning's signature
@@ -164,8 +162,8 @@ class WandbMedia(JournaledLogger):
 
         Args:
             key: The identifier.
-            videos: File paths; or one array (T, C, H, W) of bytes, which becomes MP4 at 4 frames a second unless
-                ``fps`` says otherwise. Other arrays are kept whole as ``.npy`` artifacts, and told.
+            videos: File paths, arrays (T, C, H, W), batches (B, T, C, H, W) of these, or objects of W&B's SDK. Arrays
+                become MP4 where PyAV is installed, else GIF, with 4 frames a second unless ``fps`` says otherwise.
             step: Step.
             **kwargs: Lists with one entry a video: ``caption``, ``fps``, ``format``.
 
@@ -174,65 +172,33 @@ class WandbMedia(JournaledLogger):
         Raises:
             ValueError: If a list has another length.
         """
-        if not _in_lists(videos, kwargs):
+        if _in_lists(videos, kwargs):
+            self._log_list(Kind.VIDEO, key, videos, step, kwargs)
+        else:
             super().log_video(key, videos, step, **kwargs)
-            return
-        _check_lists(Kind.VIDEO, videos, kwargs)
-        if len(videos) == 1 and _is_encodable(videos[0], kwargs):
-            said = {name: entries[0] for name, entries in kwargs.items() if entries[0] is not None}
-            super().log_video(key, videos[0], step, **{"fps": 4, **said})
-            return
-        are_files = [isinstance(item, str | os.PathLike) for item in videos]
-        if not all(are_files):
-            self._keep_arrays(key, [item for item, is_file in zip(videos, are_files, strict=True) if not is_file], step)
 
-        def of_files(entries: list[Any]) -> list[Any]:
-            return [entry for entry, is_file in zip(entries, are_files, strict=True) if is_file]
-
-        kwargs = {name: of_files(entries) for name, entries in kwargs.items()}
-        self._media(Kind.VIDEO, key, of_files(videos), step, kwargs, keep_file)
-
-    def _media(  # noqa: PLR0917 - private, and called in three places
-        self, kind: Kind, key: str, items: list[Any], step: int | None, details: Mapping[str, Any], keep: Keep
-    ) -> None:
-        _check_lists(kind, items, details)
+    def _log_list(self, kind: Kind, key: str, items: list[Any], step: int | None, kwargs: Mapping[str, Any]) -> None:
+        for name, entries in kwargs.items():
+            if len(entries) != len(items):
+                raise ValueError(f"{len(items)} {kind}s and {len(entries)} of {name}: there must be one each")
         try:
-            writer = None if self._refuses(kind, key, step) else self._start()
-            if writer is None or not items:
-                return
-            each = [{name: entries[index] for name, entries in details.items()} for index in range(len(items))]
-            try:
-                blobs = [keep(writer, item, detail) for item, detail in zip(items, each, strict=True)]
-                blobs += _keep_masks(writer, each, len(blobs))
-            except (OSError, ValueError) as error:
-                self._tell_lost(writer, f"log_{kind}: {key!r} was not kept ({error}). Training goes on.")
-                return
-            meta = {"details": [plain(detail) for detail in each]} if any(each) else None
-            self._record(kind, id=str(key), blobs=blobs, meta=meta, step=step)
-        except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
-            self._swallow(f"log_{kind}", error)
-
-    def _keep_arrays(self, key: str, arrays: list[Any], step: int | None) -> None:
-        try:
-            writer = None if self._refuses(Kind.VIDEO, key, step) else self._start()
+            writer = None if not items or self._refuses(kind, key, step) else self._start()
             if writer is None:
                 return
-            try:
-                blobs = [_keep_array(writer, array, f"{index}.npy") for index, array in enumerate(arrays)]
-            except (OSError, ValueError) as error:
-                self._tell_lost(writer, f"log_video: {key!r} was not kept ({error}). Training goes on.")
-                return
-            self._record(Kind.ARTIFACT, id=f"{key}-{'no-step' if step is None else step}", blobs=blobs)
-            self._notices.tell_once(
-                ("video", key),
-                f"Videos {key!r} were arrays: they are kept whole in an artifact. Log files to see them play.",
-            )
+            for name in kwargs.keys() - (taken := wandb_lists.TAKEN[kind]):
+                self._notices.tell_once(
+                    ("argument", kind, name),
+                    f"log_{kind}({key!r}) takes no {name!r} for a list; it takes {sorted(taken)}. The list is logged "
+                    "without it.",
+                )
+            details = [{name: kwargs[name][index] for name in kwargs.keys() & taken} for index in range(len(items))]
+            record = recording.stamped(self, kind, id=safe_str(key), step=step)
+            snapshot = wandb_lists.snapshot(kind, items, details, safe_str(key))
+            if isinstance(snapshot, Several):
+                record.blobs = [recording._linked(writer, path) for path in snapshot.paths]
+            recording.emit(self, writer, record, snapshot)
         except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
-            self._swallow("log_video", error)
-
-    def _tell_lost(self, writer: JournalWriter, message: str) -> None:
-        self._notices.tell_once(("media", message), message)
-        writer.dropped["unreadable media"] = writer.dropped.get("unreadable media", 0) + 1
+            recording.not_logged(self, kind, key, error)
 
 
 def _is_table(value: Any) -> bool:
@@ -247,45 +213,3 @@ def _in_lists(items: Any, details: Mapping[str, Any]) -> bool:
     return isinstance(items, list) and not any(
         isinstance(entries, str | Mapping) or not hasattr(entries, "__len__") for entries in details.values()
     )
-
-
-def _is_encodable(video: Any, details: Mapping[str, Any]) -> bool:
-    """Whether an array is a video that a file is made of here, with what is said of it."""
-    known = details.keys() <= {"fps", "format", "caption"} and details.get("format", ["mp4"])[0] in {"mp4", None}
-    shape: tuple[int, ...] = tuple(getattr(video, "shape", ()))
-    dtype = str(getattr(video, "dtype", ""))
-    return known and len(shape) == 4 and shape[1] in {1, 3, 4} and dtype.endswith("uint8") and is_installed("av")
-
-
-def _check_lists(kind: Kind, items: list[Any], details: Mapping[str, Any]) -> None:
-    for name, entries in details.items():
-        if len(entries) != len(items):
-            raise ValueError(f"{len(items)} {kind}s and {len(entries)} of {name}: there must be one each")
-
-
-def _keep_masks(writer: JournalWriter, details: list[dict[str, Any]], number: int) -> list[Blob]:
-    """Keep the arrays of masks, which are as large as their image, beside the journal's line.
-
-    Args:
-        writer: The journal's.
-        details: What is to be told of each image; a mask's array becomes the number of its blob.
-        number: The number of the next blob.
-    """
-    blobs: list[Blob] = []
-    for detail in details:
-        if not isinstance(masks := detail.get("masks"), Mapping):
-            continue
-        detail["masks"] = {}
-        for name, mask in masks.items():
-            kept = dict(mask)
-            if (pixels := kept.pop("mask_data", None)) is not None:
-                kept["mask_blob"] = number + len(blobs)
-                blobs.append(_keep_array(writer, pixels, "mask.npy"))
-            detail["masks"][name] = kept
-    return blobs
-
-
-def _keep_array(writer: JournalWriter, array: Any, name: str) -> Blob:
-    content = io.BytesIO()
-    np.save(content, as_array(array), allow_pickle=False)
-    return writer.blobs.put_bytes(content.getvalue(), name)

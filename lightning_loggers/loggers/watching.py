@@ -1,14 +1,25 @@
-"""Watching a model: hooks that copy its gradients and parameters while it trains, for histograms of them."""
+"""Watching a model: hooks that copy its gradients and parameters while it trains, for histograms of them.
+
+Each becomes a record. For a logger with ``_watches_in_groups`` those of one model and step become one together, once
+the next step begins, the logger is saved or there are too many.
+"""
 
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from lightning_loggers.loggers.encoding import MAX_WAITING_BYTES
 from lightning_loggers.loggers.recording import emit, stamped
-from lightning_loggers.records import Kind
-from lightning_loggers.values import histograms
+from lightning_loggers.records import Kind, Record
+from lightning_loggers.values import arrays, histograms
 
 if TYPE_CHECKING:
     from lightning_loggers.loggers.journaled import JournaledLogger
+
+_MOST_TOGETHER = 500
+"""Histograms in a record: about a megabyte. W&B's SDK leaves out rows of more than ten."""
+
+_MOST_BYTES_TOGETHER = MAX_WAITING_BYTES // 2
+"""Of copies in a record: a large model is not to be in memory twice."""
 
 CHOICES = ("gradients", "parameters", "all", None)
 
@@ -26,7 +37,14 @@ def unwatch(logger: "JournaledLogger", model: Any = None) -> None:
     """Take the hooks off a model, or off all of a logger's."""
     for found in [found for found in _watches.get(logger, []) if model is None or found.model() is model]:
         found.remove()
+        found.log_held()
         _watches[logger].remove(found)
+
+
+def log_held(logger: "JournaledLogger") -> None:
+    """Log the histograms of the last step that a logger still holds, where it logs them in groups."""
+    for found in _watches.get(logger, ()):
+        found.log_held()
 
 
 class _Watch:
@@ -35,7 +53,8 @@ class _Watch:
         self._logger = weakref.ref(logger)
         self._every = every
         self._prefix = prefix
-        self._batches = 0
+        self._held: tuple[Record, histograms.Values] | None = None
+        self._held_bytes = 0
         self._hooks: list[Any] = []
         if log in {"gradients", "all"}:
             for name, parameter in model.named_parameters():
@@ -71,9 +90,34 @@ class _Watch:
             if logger._refuses(Kind.WATCH, key, step):
                 return
             writer = logger._start()
-            if writer is not None:
-                emit(logger, writer, stamped(logger, Kind.WATCH, id=key, step=step), histograms.snapshot(tensor, key))
+            if writer is None:
+                return
+            values = histograms.Values({key: arrays.snapshot(tensor)})
+            if not getattr(logger, "_watches_in_groups", False):
+                emit(logger, writer, stamped(logger, Kind.WATCH, id=key, step=step), values)
+                return
+            if self._held is not None:
+                record, others = self._held
+                room = len(others.values) < _MOST_TOGETHER and self._held_bytes < _MOST_BYTES_TOGETHER
+                if record.step == step and key not in others.values and room:
+                    others.values.update(values.values)
+                    self._held_bytes += values.size_bytes
+                    return
+                self.log_held()
+            self._held, self._held_bytes = (stamped(logger, Kind.WATCH, step=step), values), values.size_bytes
         except Exception as error:  # noqa: BLE001 - seam: a hook that raises would end the training
+            logger._swallow("watch", error)
+
+    def log_held(self) -> None:
+        logger, held = self._logger(), self._held
+        if logger is None or held is None:
+            return
+        self._held = None
+        try:
+            writer = logger._start()
+            if writer is not None:
+                emit(logger, writer, *held)
+        except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
             logger._swallow("watch", error)
 
 

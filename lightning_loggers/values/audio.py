@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from lightning_loggers.errors import UnsuitableValueError
-from lightning_loggers.values import arrays
+from lightning_loggers.values import arrays, several
 from lightning_loggers.values.arrays import Array
 from lightning_loggers.values.snapshots import Encoded, Ready, Snapshot, as_path, existing_file, unsuitable
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".m4a")
 ACCEPTED = (
     "(T,) or (C, T) with at most 32 channels, float within -1 and 1 or int16, with its sample_rate in Hz; a pair of an "
-    "array and its rate; a sound file's path or its bytes"
+    "array and its rate; a sound file's path or its bytes; a list of these, with a list of rates if they are (T,)"
 )
-_MAX_CHANNELS = 32
+MAX_CHANNELS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,30 +55,36 @@ class _Sound:
 
 
 def snapshot(
-    value: Any, identifier: str, *, sample_rate: int | None = None, rate: int | None = None, caption: str | None = None
+    value: Any, identifier: str, *, sample_rate: Any = None, rate: Any = None, caption: Any = None
 ) -> Snapshot:
     """Check a sound and copy it.
 
     Args:
         value: See :data:`ACCEPTED`.
         identifier: Its identifier, for messages.
-        sample_rate: Samples a second.
+        sample_rate: Samples a second, or a list of these, one for each sound.
         rate: The same, by its other name.
-        caption: A text.
+        caption: A text, or one for each sound.
 
     Raises:
         UnsuitableValueError: If it is none of what is accepted.
     """
+    sample_rate = rate if sample_rate is None else sample_rate
+    listed = any(isinstance(given, list | tuple) for given in (sample_rate, caption))
+    if several.is_list(value, *((1, 2) if listed else (2,))):  # else (T,) and (T,) are channels
+        said = zip(value, several.each(sample_rate, len(value)), several.each(caption, len(value)), strict=True)
+        parts = [snapshot(item, identifier, sample_rate=one, caption=text) for item, one, text in said]
+        return several.of_list("audio", identifier, parts)
+    meta = None if caption is None else {"details": [{"caption": str(caption)}]}
     if isinstance(value, bytes):
         if not (value.startswith(b"RIFF") and value[8:12] == b"WAVE"):
             raise unsuitable("audio", identifier, f"{len(value)} bytes that are no WAV file", ACCEPTED)
-        return Ready(Encoded([("sound.wav", value)]))
+        return Ready(Encoded([("sound.wav", value)], meta=meta))
     path = as_path(value)
     if path is not None:
-        return existing_file("audio", identifier, path, SUFFIXES)
+        return Ready(Encoded(meta=meta), existing_file("audio", identifier, path, SUFFIXES).paths)
     if isinstance(value, tuple) and len(value) == 2 and np.ndim(value[1]) == 0 and arrays.shape_of(value[0]) != ():
         value, sample_rate = value[0], value[1] if sample_rate is None else sample_rate
-    sample_rate = rate if sample_rate is None else sample_rate
     if sample_rate is None or not float(sample_rate).is_integer() or not 1 <= int(sample_rate) < 2**31:
         seen = "without a sample_rate" if sample_rate is None else f"with sample_rate={sample_rate!r}"
         raise unsuitable("audio", identifier, f"given {seen}", ACCEPTED)
@@ -99,10 +105,10 @@ def _check(shape: Sequence[int], dtype: str, identifier: str) -> None:
     if (
         len(shape) not in {1, 2}
         or 0 in shape
-        or channels > _MAX_CHANNELS
+        or channels > MAX_CHANNELS
         or not dtype.endswith(("16", "32", "64", "float"))
     ):
-        cure = "; transpose it" if len(shape) == 2 and 0 < shape[1] <= _MAX_CHANNELS < channels else ""
+        cure = "; transpose it" if len(shape) == 2 and 0 < shape[1] <= MAX_CHANNELS < channels else ""
         raise unsuitable("audio", identifier, f"of shape {tuple(shape)} and type {dtype}{cure}", ACCEPTED)
     if "int" in dtype and dtype.rpartition(".")[2] != "int16":
         raise unsuitable("audio", identifier, f"of type {dtype}", ACCEPTED)

@@ -19,17 +19,25 @@ DEFAULT_BINS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class _Values:
-    identifier: str
-    values: Array
-    bins: int
+class Values:
+    """Copies of numbers whose distributions belong into one record.
+
+    Attributes:
+        values: By name.
+        bins: Number of bins.
+    """
+
+    values: dict[str, Array]
+    bins: int = DEFAULT_BINS
 
     @property
     def size_bytes(self) -> int:
-        return self.values.nbytes
+        """What the copies hold in memory."""
+        return sum(values.nbytes for values in self.values.values())
 
     def encode(self) -> Encoded:
-        return Encoded(value={self.identifier: summary(self.values, self.bins)})
+        """Count them."""
+        return Encoded(value={name: summary(values, self.bins) for name, values in self.values.items()})
 
 
 def snapshot(value: Any, identifier: str, *, bins: int = DEFAULT_BINS) -> Snapshot:
@@ -54,7 +62,7 @@ def snapshot(value: Any, identifier: str, *, bins: int = DEFAULT_BINS) -> Snapsh
         raise unsuitable("histogram", identifier, str(error), ACCEPTED) from None
     if values.size == 0:
         raise unsuitable("histogram", identifier, f"of shape {values.shape}, without a value", ACCEPTED)
-    return _Values(identifier, values, bins)
+    return Values({identifier: values}, bins)
 
 
 def _ready_made(value: Any, identifier: str) -> dict[str, Any] | None:

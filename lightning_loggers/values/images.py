@@ -74,7 +74,7 @@ class _Images:
                 images.append(pixels)
         files: list[tuple[str, Content]] = [("image.png", png(image)) for image in images]
         details = [*self.details, *({} for _ in images[len(self.details) :])]
-        files += [("mask.npy", _npy(mask)) for mask in self.overlays]
+        files += [("mask.npy", npy(mask)) for mask in self.overlays]
         meta = {"details": plain_json(details)} if any(details) else None
         return Encoded(files, meta=meta, notes=notes)
 
@@ -133,7 +133,7 @@ def snapshot(
         if index < len(captions) and captions[index] is not None:
             detail["caption"] = str(captions[index])
         details.append(detail)
-    _add_overlays(details, overlays, masks, boxes, identifier)
+    add_overlays(details, overlays, masks, boxes, identifier)
     layouts = [_checked_layout(item, identifier, layout) for item in items]
     pixels = [_copied(item, identifier) for item in items]
     batches = [kind for kind in layouts if kind.startswith("B")]
@@ -145,12 +145,24 @@ def snapshot(
     return _Images(pixels, layouts, grid, normalize, details if not batches or grid else (), overlays, size_bytes)
 
 
-def _add_overlays(
+def add_overlays(
     details: list[dict[str, Any]], overlays: list[Array], masks: Any, boxes: Any, identifier: str
 ) -> None:
+    """Add masks and boxes to what is said of images.
+
+    Args:
+        details: What is said of each image; a mask is told as the number of its array.
+        overlays: Gets the masks' arrays.
+        masks: As for :func:`snapshot`; a list has one entry an image.
+        boxes: Likewise.
+        identifier: The images' identifier, for messages.
+
+    Raises:
+        UnsuitableValueError: For a mask that is none.
+    """
     for index, detail in enumerate(details):
         own_masks = masks[index] if isinstance(masks, list | tuple) else masks
-        own_boxes = boxes[index] if isinstance(boxes, list | tuple) and isinstance(boxes[0], Mapping) else boxes
+        own_boxes = boxes[index] if isinstance(boxes, list | tuple) else boxes
         if own_masks:
             detail["masks"] = {}
             for name, mask in dict(own_masks).items():
@@ -291,7 +303,8 @@ def png(image: Any) -> bytes:
     return content.getvalue()
 
 
-def _npy(array: Array) -> bytes:
+def npy(array: Array) -> bytes:
+    """A file of numpy's own format, which holds no pickle."""
     content = io.BytesIO()
     np.save(content, array, allow_pickle=False)
     return content.getvalue()

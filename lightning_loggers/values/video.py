@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lightning_loggers.errors import UnsuitableValueError
-from lightning_loggers.values import arrays, images
+from lightning_loggers.values import arrays, images, several
 from lightning_loggers.values.arrays import Array
 from lightning_loggers.values.snapshots import (
     Encoded,
@@ -28,7 +28,8 @@ from lightning_loggers.values.snapshots import (
 
 SUFFIXES = (".mp4", ".gif", ".webm", ".mov", ".mkv", ".ogg", ".avi")
 ACCEPTED = (
-    "(T, C, H, W) or (T, H, W, C) with C of 1, 3 or 4, uint8 or float within 0 and 1, with its fps; a video file's path"
+    "(T, C, H, W) or (T, H, W, C) with C of 1, 3 or 4, uint8 or float within 0 and 1, with its fps; a video file's "
+    "path or bytes; a list of these"
 )
 _QUALITY = {"crf": "18", "preset": "veryfast"}
 
@@ -61,9 +62,9 @@ def snapshot(
     value: Any,
     identifier: str,
     *,
-    fps: float | None = None,
-    format: str | None = None,  # noqa: A002 - W&B's name for it
-    caption: str | None = None,
+    fps: Any = None,
+    format: Any = None,  # noqa: A002 - W&B's name for it
+    caption: Any = None,
     layout: str | None = None,
 ) -> Snapshot:
     """Check a video and copy it.
@@ -71,7 +72,7 @@ def snapshot(
     Args:
         value: See :data:`ACCEPTED`.
         identifier: Its identifier, for messages.
-        fps: Frames a second.
+        fps: Frames a second; as the next two one for all videos of a list, or a list.
         format: ``"mp4"`` or ``"gif"``; by default MP4 where PyAV is installed.
         caption: A text.
         layout: ``"CHW"`` or ``"HWC"``, for a shape that can be read as either.
@@ -80,13 +81,21 @@ def snapshot(
         UnsuitableValueError: If it is none of what is accepted.
         MissingDependencyError: If what writes the format is not installed.
     """
+    if several.is_list(value, 4):
+        said = zip(value, *(several.each(given, len(value)) for given in (fps, format, caption)), strict=True)
+        parts = [
+            snapshot(item, identifier, fps=rate, format=form, caption=text, layout=layout)
+            for item, rate, form, text in said
+        ]
+        return several.of_list("video", identifier, parts)
+    meta = None if caption is None else {"details": [{"caption": str(caption)}]}
     path = as_path(value)
     if path is not None:
-        return existing_file("video", identifier, path, SUFFIXES)
+        return Ready(Encoded(meta=meta), existing_file("video", identifier, path, SUFFIXES).paths)
     if isinstance(value, bytes):
         for magic, at, suffix in ((b"GIF8", 0, "gif"), (b"ftyp", 4, "mp4"), (b"\x1aE\xdf\xa3", 0, "webm")):
             if value[at : at + 4] == magic:
-                return Ready(Encoded([(f"video.{suffix}", value)]))
+                return Ready(Encoded([(f"video.{suffix}", value)], meta=meta))
         raise unsuitable("video", identifier, f"{len(value)} bytes of an unknown format", ACCEPTED)
     if fps is None or not 0 < float(fps) <= 1000:
         raise unsuitable("video", identifier, f"given with fps={fps!r}", ACCEPTED)
