@@ -4,8 +4,10 @@ Nothing is imported here: only what the running program has loaded is asked, so 
 a reader of journals needs no torch.
 """
 
+import os
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 _POLL_S = 0.01
@@ -15,7 +17,8 @@ def current_rank() -> int:
     """Tell the global rank of this process as of now.
 
     An initialised ``torch.distributed`` decides. Without one it is the rank that Lightning keeps in
-    ``rank_zero_only.rank``, which strategies set before their processes can talk to each other. With neither it is 0.
+    ``rank_zero_only.rank``, which strategies set before their processes can talk to each other. With neither it is
+    what the launcher's environment variables say (``torchrun``, Open MPI, PMI, MVAPICH, SLURM), else 0.
 
     Guarantees:
         - Asked anew at every call: nothing is remembered from a time before the processes were launched.
@@ -37,10 +40,72 @@ def current_rank() -> int:
 
 
 def launched_rank() -> int:
-    """The rank that Lightning keeps, which strategies set before their processes can talk to each other; else 0."""
+    """The rank that Lightning keeps, which strategies set before their processes can talk to each other.
+
+    Where it keeps none it is the launcher's, else 0. What Lightning keeps is 0 as long as it knows no better, and of
+    launchers' variables it does not look at those of MPI: they count in that case, too.
+    """
     rank_zero = sys.modules.get("lightning_utilities.core.rank_zero")
     rank = getattr(getattr(rank_zero, "rank_zero_only", None), "rank", None)
-    return 0 if rank is None else int(rank)
+    if rank:
+        return int(rank)
+    told = rank_by_variable()
+    return 0 if told is None or (rank == 0 and told[0] in _READ_BY_LIGHTNING) else told[1]
+
+
+_READ_BY_LIGHTNING = ("RANK", "SLURM_PROCID")
+_LAUNCHERS = (
+    ("RANK", ("WORLD_SIZE",)),
+    ("OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",)),
+    ("PMIX_RANK", ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")),
+    ("PMI_RANK", ("PMI_SIZE",)),
+    ("MV2_COMM_WORLD_RANK", ("MV2_COMM_WORLD_SIZE",)),
+    ("SLURM_PROCID", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")),
+)
+"""Launchers' variables for the rank, and where each says of how many. SLURM sets its own in every shell, too."""
+
+_by_variable: tuple[str, int] | None = None
+_variables_read = False
+
+
+def rank_by_variable() -> tuple[str, int] | None:
+    """The environment variable by which this process is one of several, and its rank; ``None`` where none says so.
+
+    The environment is read once: what it says is the launcher's word, and does not change.
+    """
+    global _by_variable, _variables_read
+    if not _variables_read:
+        _by_variable, _variables_read = _read_variables(), True
+    return _by_variable
+
+
+def _read_variables() -> tuple[str, int] | None:
+    for variable, sizes in _LAUNCHERS:
+        rank = _number(variable)
+        size = next((size for name in sizes if (size := _number(name)) is not None), None)
+        if rank is not None and size is not None and rank < size and size > 1:
+            return variable, rank
+    return None
+
+
+def _number(variable: str) -> int | None:
+    value = os.environ.get(variable, "")
+    return int(value) if value.isascii() and value.isdigit() else None
+
+
+def stand_alone() -> None:
+    """Told that this process is a program of its own, whatever its environment says: ``mpirun`` may start several."""
+    global _by_variable, _variables_read
+    _by_variable, _variables_read = None, True
+
+
+def _forget_variables() -> None:
+    """After ``fork``: whoever launches by it may have set others."""
+    global _variables_read  # noqa: PLW0603 - as above
+    _variables_read = False
+
+
+os.register_at_fork(after_in_child=_forget_variables)
 
 
 def world_size() -> int | None:
@@ -99,3 +164,37 @@ def job_board() -> JobBoard | None:
         return JobBoard(sys.modules["torch.distributed"].distributed_c10d._get_default_store())
     except Exception:  # noqa: BLE001 - a backend or a version of torch without one
         return None
+
+
+def job_store() -> Any | None:
+    """The store behind :func:`job_board`, without the prefixes that torch puts before its keys; ``None`` likewise."""
+    if (world_size() or 1) < 2:
+        return None
+    try:
+        store = sys.modules["torch.distributed"].distributed_c10d._get_default_store()
+        while hasattr(store, "underlying_store"):
+            store = store.underlying_store
+    except Exception:  # noqa: BLE001 - as above
+        return None
+    return store
+
+
+def own_connection(store: Any, timeout_s: float) -> Any | None:
+    """A connection of one's own to the server of a job's store.
+
+    A connection answers one request after the other: a large one on the training's would hold training up.
+
+    Args:
+        store: What :func:`job_store` found. Keep it: in rank 0's process it may be the server itself.
+        timeout_s: Longest wait for the server, seconds.
+
+    Returns:
+        The connection; ``None`` for a store that is no server, such as a file that all processes see.
+
+    Raises:
+        Exception: Whatever torch raises if the server does not answer.
+    """
+    if not hasattr(store, "host") or not hasattr(store, "port"):
+        return None
+    # World size, whether it is the server, how long to wait, whether for all processes to come.
+    return type(store)(store.host, store.port, None, False, timedelta(seconds=timeout_s), False)

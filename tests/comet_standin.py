@@ -26,8 +26,10 @@ class StandInAsset:
     name: str
     type: str
     content: bytes
-    params: dict[str, str]
+    params: dict[str, Any]
     metadata: dict[str, Any]
+    items: dict[str, bytes] = field(default_factory=dict)
+    thumbnail: bytes | None = None
 
 
 @dataclass
@@ -46,6 +48,7 @@ class StandInExperiment:
     tags: list[str] = field(default_factory=list)
     state: str = "running"
     error: str | None = None
+    graph: str | None = None
     start_ms: int | None = None
     end_ms: int | None = None
     sessions: int = 0
@@ -58,6 +61,11 @@ class StandInExperiment:
     def assets_of(self, kind: str) -> list[StandInAsset]:
         """Assets of one type."""
         return [asset for asset in self.assets.values() if asset.type == kind]
+
+    def asset(self, name: str) -> StandInAsset:
+        """The one asset of a name."""
+        (asset,) = [asset for asset in self.assets.values() if asset.name == name]
+        return asset
 
 
 class CometStandIn:
@@ -79,6 +87,7 @@ class CometStandIn:
         self.retry_after: str | None = None
         self.unknown: list[str] = []
         self.api_key = API_KEY
+        self.max_points = 1_000_000
         self.fault_answer: dict[str, Any] = {"msg": "scripted"}
         self.released = threading.Event()
         self._lock = threading.Lock()
@@ -165,6 +174,8 @@ class CometStandIn:
             return 200, {}
         if path == "/clientlib/asset/upload":
             return self._upload(request, body)
+        if path == "/clientlib/asset/asset-item" or path.endswith("/thumbnail"):
+            return self._upload_part(request, path, body)
         said = json.loads(body) if body else {}
         given = request.headers.get("Authorization") or said.get("apiKey")
         if given != self.api_key:
@@ -195,6 +206,39 @@ class CometStandIn:
             json.loads(parts.get("metadata", b"{}")),
         )
         return 200, {"assetId": asset_id}
+
+    def _upload_part(self, request: BaseHTTPRequestHandler, path: str, body: bytes) -> tuple[int, Any]:
+        """A file of an asset that was made before: its thumbnail, or an item; the key is in what is said of it."""
+        parts = {}
+        for part in MultipartDecoder(body, request.headers["Content-Type"]).parts:
+            disposition = part.headers[b"Content-Disposition"].decode()
+            parts[disposition.partition('name="')[2].partition('"')[0]] = part.content
+        said = json.loads(parts.pop("requestParams"))
+        if said["apiKey"] != self.api_key:
+            return 401, {}
+        asset_id = said.get("assetId") or path.split("/")[-2]
+        asset = self.experiments[said["experimentKey"]].assets[asset_id]
+        if path.endswith("/thumbnail"):
+            asset.thumbnail = parts["thumbnail"]
+        else:
+            assert said["assetItemType"] in {"points", "boxes"}, said
+            asset.items[said["userFileName"]] = parts["assetItemContent"]
+        return 200, {}
+
+    def _new_asset(self, said: dict[str, Any]) -> tuple[int, Any]:
+        assets = self._of(said).assets
+        asset_id = f"made-here-{len(assets)}"
+        step = {} if said["step"] is None else {"step": str(said["step"])}
+        metadata = json.loads(said.get("metadata") or "{}")
+        assets[asset_id] = StandInAsset(said["userFileName"], said["assetType"], b"", step, metadata)
+        return 200, {"assetId": asset_id}
+
+    def _limits(self, said: dict[str, Any]) -> tuple[int, Any]:
+        return 200, {"maxPoints": self.max_points, "maxBoxes": 250_000}
+
+    def _graph(self, said: dict[str, Any]) -> tuple[int, Any]:
+        self._of(said).graph = said["graph"]
+        return 200, {}
 
     def _add_run(self, said: dict[str, Any]) -> tuple[int, Any]:
         from comet_ml.exceptions import EXPERIMENT_ALREADY_EXISTS
@@ -267,6 +311,8 @@ class CometStandIn:
 
 
 _HANDLERS: dict[str, Callable[[CometStandIn, dict[str, Any]], tuple[int, Any]]] = {
+    "asset": CometStandIn._new_asset,
+    "asset/3d-limits": CometStandIn._limits,
     "logger/add/run": CometStandIn._add_run,
     "logger/get/run": CometStandIn._get_run,
     "status-report/update": CometStandIn._status_report,
@@ -274,6 +320,7 @@ _HANDLERS: dict[str, Callable[[CometStandIn, dict[str, Any]], tuple[int, Any]]] 
     "batch/logger/experiment/metric": CometStandIn._metrics,
     "batch/logger/experiment/parameter": CometStandIn._params,
     "tags/add-tags-to-experiment": CometStandIn._tags,
+    "write/experiment/graph": CometStandIn._graph,
     "write/experiment/log-other": CometStandIn._other,
     "write/experiment/update-status": CometStandIn._state,
     "write/experiment/set-start-end-time": CometStandIn._times,

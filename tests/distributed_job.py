@@ -62,9 +62,11 @@ class Module(LightningModule):
     def __init__(self, orders: dict[str, Any], before: dict[str, Any]) -> None:
         super().__init__()
         self.orders, self.before = orders, before
-        self.attempt = float(orders.get("attempt", 1))
+        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        self.attempt = float(orders.get("attempt", restarts + 1))
         self.layer = torch.nn.Linear(4, 1)
         self.diary: dict[str, Any] = {}
+        self.ended: list[float] = []
 
     def setup(self, stage: str) -> None:
         logger = self.trainer.loggers[0]
@@ -73,13 +75,13 @@ class Module(LightningModule):
 
     def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
         loss = self.layer(batch[0]).pow(2).mean()
+        self.die(index, "before")
         # The log call itself on every rank, as users make it, besides what the Trainer makes of self.log.
         self.trainer.loggers[0].log_metrics(
             {"rank": float(self.global_rank), "attempt": self.attempt, "own": float(self.global_rank)}, self.global_step
         )
         self.log("loss", loss)
-        if index == self.orders.get("at") and self.global_rank in self.orders["on_ranks"] and self.attempt == 1:
-            os.kill(os.getpid(), getattr(signal, self.orders["signal"]))
+        self.die(index, "at")
         if index == self.orders.get("die_at") and self.attempt == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if index == self.orders.get("wait_at"):
@@ -88,8 +90,18 @@ class Module(LightningModule):
                 time.sleep(0.02)
         return loss
 
+    def die(self, index: int, when: str) -> None:
+        """Die as ordered, in the first attempt: at the batch that is named, before or after its log call."""
+        if index != self.orders.get(when) or self.global_rank not in self.orders["on_ranks"] or self.attempt > 1:
+            return
+        if self.orders["signal"] == "raise":
+            raise RuntimeError("the training fails")
+        os.kill(os.getpid(), getattr(signal, self.orders["signal"]))
+
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+        self.ended.append(time.time())
         self.diary |= {"rank": self.global_rank, "steps": self.global_step, "end": said(self.trainer.loggers[0])}
+        self.diary["ended"] = self.ended
         note = Path(self.orders["notes"]) / f"rank{self.global_rank}.json"
         writing = note.with_suffix(f".{os.getpid()}")
         writing.write_text(json.dumps(self.diary))
@@ -125,7 +137,8 @@ def main() -> None:
     )
     module = Module(orders, before)
     data = DataLoader(TensorDataset(torch.randn(steps * 2 * world, 4)), batch_size=2)
-    trainer.fit(module, data, ckpt_path=orders.get("checkpoint"))
+    checkpoint = orders.get("checkpoint")
+    trainer.fit(module, data, ckpt_path=checkpoint if checkpoint and Path(checkpoint).exists() else None)
 
 
 if __name__ == "__main__":

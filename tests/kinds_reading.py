@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import wandb_reading
 from comet_reading import archives, quiet_home, upload
@@ -274,6 +275,11 @@ class CometReading(Reading):
             return [asset.content for asset in sorted(at_step, key=lambda asset: (len(asset.name), asset.name))]
         return among({asset.name: asset.content for asset in assets}, identifier, step)
 
+    def scene(self, name: str) -> np.ndarray:
+        """The points of a scene, in the order of Comet's file."""
+        lines = self.experiment.asset(name).items["points.jsonl"].splitlines()
+        return np.array([json.loads(line) for line in lines])
+
     def text(self, identifier: str, step: int | None) -> str:
         [asset] = [
             asset
@@ -320,6 +326,13 @@ class NeptuneReading(Reading):
             return [content for path, content in files.items() if path == place or path.startswith(f"{place}/")]
         if kind == Kind.DICT:
             return [text.encode() for text in self._texts("dict", identifier, step)]
+        series = {Kind.IMAGE: "images", Kind.FIGURE: "figures"}
+        if kind in series:
+            named = re.compile(rf"{re.escape(f'{self.prefix}{series[kind]}/{identifier}')}(/\d+)?")
+            images = self.offline.images
+            shown = sorted((path for path in images if named.fullmatch(path)), key=lambda path: (len(path), path))
+            if found := [content for path in shown for content, at, *_ in images[path] if at == step]:
+                return found
         return among(files, identifier, step)
 
     def text(self, identifier: str, step: int | None) -> str:

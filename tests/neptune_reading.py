@@ -46,6 +46,7 @@ class OfflineRun:
         self.series: dict[str, list[tuple[Any, Any, float]]] = {}
         self.values: dict[str, Any] = {}
         self.files: dict[str, bytes] = {}
+        self.images: dict[str, list[tuple[bytes, Any, float, str | None]]] = {}
         self.folders = sorted((base / "offline").glob(f"run__{run_id}__*"))
         for folder in self.folders:
             for operation in operations(folder):
@@ -57,6 +58,11 @@ class OfflineRun:
         path, kind = "/".join(operation.path), type(operation).__name__
         if kind in {"LogFloats", "LogStrings"}:
             self.series.setdefault(path, []).extend((item.value, item.step, item.ts) for item in operation.values)
+        elif kind == "LogImages":
+            self.images.setdefault(path, []).extend(
+                (base64.b64decode(item.value.data, validate=True), item.step, item.ts, item.value.description)
+                for item in operation.values
+            )
         elif kind == "UploadFile":
             self.files[path] = Path(operation.get_absolute_path(OperationStorage(folder))).read_bytes()
         elif kind == "UploadFileContent":

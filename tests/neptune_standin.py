@@ -48,6 +48,16 @@ _PATHS = {
             {"experimentId": "query", "operations": "body"},
         ),
         "getExperimentAttributes": ("get", "/api/leaderboard/attributes", {"experimentId": "query"}),
+        "getImageSeriesValues": (
+            "get",
+            "/api/leaderboard/attributes/series/image/list",
+            dict.fromkeys(("experimentId", "attribute", "limit", "offset"), "query"),
+        ),
+        "getImageSeriesValue": (
+            "get",
+            "/api/leaderboard/attributes/series/image",
+            dict.fromkeys(("experimentId", "attribute", "index"), "query"),
+        ),
         "ping": ("post", "/api/leaderboard/ping", {"experimentId": "query"}),
         **{
             name: (
@@ -84,6 +94,7 @@ _MODELS: dict[str, dict[str, Any]] = {
     },
     "executeOperations": {"errorDescription": _STRING},
     "getExperimentAttributes": {"attributes": {"type": "array", "items": {"$ref": "#/definitions/Attribute"}}},
+    "getImageSeriesValues": {"totalItemCount": {"type": "integer"}},
     "listProjects": {"entries": {"type": "array", "items": {"type": "object"}}},
     "Libs": dict.fromkeys(("minRecommendedVersion", "minCompatibleVersion", "maxCompatibleVersion"), _STRING),
     "Attribute": {"name": _STRING, "type": _STRING},
@@ -120,6 +131,7 @@ class StandInRun:
         series: Path to ``(value, step, time in s)``; points without a step have a number instead.
         values: Path to value.
         files: Path to content.
+        images: Path to ``(content, step, time in s, description)``.
     """
 
     def __init__(self, custom_id: str | None, sys_id: str) -> None:
@@ -127,6 +139,7 @@ class StandInRun:
         self.series: dict[str, list[tuple[Any, Any, float]]] = {}
         self.values: dict[str, Any] = {}
         self.files: dict[str, bytes] = {}
+        self.images: dict[str, list[tuple[bytes, Any, float, str | None]]] = {}
         self.types: dict[str, str] = {}
 
     def do(self, operation: dict[str, Any]) -> list[str]:
@@ -140,7 +153,9 @@ class StandInRun:
         if clash := self.claim(path, name):
             return [clash]
         if name in {"logFloats", "logStrings"}:
-            return self._log(path, given["entries"])
+            return self._log(path, given["entries"], self.series.setdefault(path, []))
+        if name == "logImages":
+            return self._log(path, given["entries"], self.images.setdefault(path, []))
         if name == "insertStrings":
             self.values.setdefault(path, set()).update(given["values"])
         else:
@@ -155,16 +170,20 @@ class StandInRun:
             return f"{path} is a namespace, or below a field"
         return ""
 
-    def _log(self, path: str, entries: list[dict[str, Any]]) -> list[str]:
-        points, errors = self.series.setdefault(path, []), []
+    @staticmethod
+    def _log(path: str, entries: list[dict[str, Any]], points: list[Any]) -> list[str]:
+        errors = []
         for entry in entries:
             step = entry["step"]
             if step is None:
                 step = points[-1][1] + 1 if points else 0
             if points and step <= points[-1][1]:
                 errors.append(f"X-coordinates (step) must be strictly increasing: {path}. Invalid point: {step}")
+            elif isinstance(value := entry["value"], dict):  # an image
+                content = base64.b64decode(value["data"], validate=True)
+                points.append((content, step, entry["timestampMilliseconds"] / 1000, value["description"]))
             else:
-                points.append((entry["value"], step, entry["timestampMilliseconds"] / 1000))
+                points.append((value, step, entry["timestampMilliseconds"] / 1000))
         return errors
 
 
@@ -193,7 +212,7 @@ class NeptuneStandIn:
                     status, content = standin._answer(self, urlsplit(self.path), body)
                 sent = content if isinstance(content, bytes) else json.dumps(content).encode()
                 self.send_response(status)
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", "image/png" if sent.startswith(b"\x89PNG") else "application/json")
                 self.send_header("Content-Length", str(len(sent)))
                 self.end_headers()
                 self.wfile.write(sent)
@@ -309,7 +328,13 @@ class NeptuneStandIn:
         return 200, [{"errorDescription": error} for error in errors]
 
     def _getExperimentAttributes(self, query: dict[str, str], body: bytes) -> tuple[int, Any]:
-        return 200, {"attributes": []}
+        return 200, {"attributes": [{"name": path, "type": "imageSeries"} for path in self._run(query).images]}
+
+    def _getImageSeriesValues(self, query: dict[str, str], body: bytes) -> tuple[int, Any]:
+        return 200, {"totalItemCount": len(self._run(query).images[query["attribute"]])}
+
+    def _getImageSeriesValue(self, query: dict[str, str], body: bytes) -> tuple[int, Any]:
+        return 200, self._run(query).images[query["attribute"]][int(query["index"])][0]
 
     def _ping(self, query: dict[str, str], body: bytes) -> tuple[int, Any]:
         return 200, {}

@@ -1,8 +1,10 @@
 """CometLogger through the real SDK: online against a stand-in of Comet's endpoints, offline by Comet's own uploader."""
 
 import inspect
+import io
 import json
 import logging
+import math
 import os
 import pickle
 import signal
@@ -18,23 +20,26 @@ import numpy as np
 import pytest
 import torch
 from comet_reading import CometOnlineCase, MediaStandIn, archives, points, quiet_home, upload
-from comet_standin import API_KEY, CometStandIn, StandInExperiment
+from comet_standin import API_KEY, CometStandIn, StandInAsset, StandInExperiment
 from conftest import free_port, wait_until
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_loggers import CometLogger
-from lightning_loggers.adapters import comet_service
+from lightning_loggers.adapters import comet_scenes, comet_service
 from lightning_loggers.adapters.base import Delivered
 from lightning_loggers.adapters.comet import CometAdapter
+from lightning_loggers.adapters.comet_forms import annotations
 from lightning_loggers.adapters.comet_sdk import RUN_UID_OTHER, STATUS_OTHER, load_sdk, server_option
 from lightning_loggers.delivery.worker import StepKind, Worker
 from lightning_loggers.errors import ConfigurationError, MissingDependencyError, TrackerUnavailableError
 from lightning_loggers.journal import read
-from lightning_loggers.records import Kind
+from lightning_loggers.records import Kind, Record
 from lightning_loggers.testing import RunUnderTest
 from lightning_loggers.testing.harness import differences
+from lightning_loggers.values.point_clouds import ply, read_ply
 
 OLD_KEY = "0123456789abcdef" * 2
 
@@ -262,13 +267,12 @@ def test_constructing_and_logging_contacts_nobody(tmp_path: Path, standin: Comet
 def test_a_requeued_job_continues_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A preempted SLURM job's run is gone on with by the next job's logger, under the same key."""
     monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setattr("lightning_loggers.loggers.journaled._made", {})
     first = make(tmp_path, delivery="offline")
     first.log_metrics({"loss": 1.0}, 0)
     first.finalize("finished")
     first.close()
-    from lightning_loggers.loggers import versions
-
-    versions._forget_claims()
+    monkeypatch.setattr("lightning_loggers.loggers.journaled._made", {})  # as in a process of its own
     assert make(tmp_path, delivery="offline").version == first.version
 
 
@@ -973,3 +977,267 @@ def test_media_that_are_delivered_again_are_there_once(tmp_path: Path, standin: 
     deliver(run_dir(logger), {"experiment_key": next(iter(standin.experiments)), "mode": "get"})
     assert {asset_id: asset.name for asset_id, asset in standin.only().assets.items()} == before
     assert len(before) == 10
+
+
+# ---------------------------------------------------------------------- as the SDK's own calls make it
+
+TABLE = {"class": ["cat", "dog, wet"], "recall": [0.5, None], "n": [1, 2], "ok": [True, False]}
+CLOUD = np.concatenate([
+    np.random.default_rng(1).normal(size=(200, 3)).astype(np.float32),
+    np.random.default_rng(2).integers(0, 256, (200, 3)),
+], axis=1)  # fmt: skip
+CORNERS = {"minX": 0.25, "maxX": 0.75, "minY": 0.0, "maxY": 0.5}
+MIDDLE = {"middle": [8, 4], "width": 4, "height": 2}
+BOXES = {
+    "truth": {
+        "box_data": [
+            {"position": CORNERS, "class_id": 1, "scores": {"sure": 0.5}},
+            {"position": MIDDLE, "domain": "pixel", "box_caption": "a dog"},
+        ],
+        "class_labels": {1: "cat"},
+    }
+}
+
+
+class Net(torch.nn.Module):
+    """A model with modules inside modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Dropout()))
+        self.head = torch.nn.Linear(8, 2, bias=False)
+
+
+def log_by_hand(logger: CometLogger, model: torch.nn.Module, file: Path) -> None:
+    """What a user of Comet's SDK writes for the same objects."""
+    import pandas
+    from comet_ml.annotations import Box, Layer
+
+    experiment: Any = logger.experiment
+    experiment.set_step(3)
+    experiment.log_points_3d("cloud", CLOUD.tolist(), step=3)
+    experiment.log_table("recalls.csv", pandas.DataFrame(TABLE), index=False)
+    cat = Box([4.0, 0.0, 8.0, 4.0], "cat", 0.5, metadata={"class_id": 1, "scores": {"sure": 0.5}})
+    dog = Box([6.0, 3.0, 4.0, 2.0], "a dog")
+    photo = Image.new("RGB", (16, 8))
+    experiment.log_image(photo, "photo", step=3, annotations=[Layer([cat, dog], name="truth")])
+    experiment.log_model("net", str(file), file_name="net.pt")
+    experiment.set_model_graph(model)
+    experiment.log_dataset_info("photos", "1f", "s3://bucket/photos")
+    experiment.end()
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_each_kind_is_what_the_sdks_own_call_makes(tmp_path: Path, standin: CometStandIn, online: bool) -> None:
+    """Scene, table, boxes, model, graph and data set are at Comet what the SDK's calls make of the same objects."""
+    model = Net()
+    torch.save(model.state_dict(), tmp_path / "net.pt")
+    theirs = make(
+        tmp_path / "theirs", api_key=API_KEY, auto_output_logging=False, log_env_details=False, parse_args=False
+    )
+    theirs.log_metrics({"loss": 1.0}, 0)
+    log_by_hand(theirs, model, tmp_path / "net.pt")
+    theirs.finalize("success")
+    asked = {"/api/rest/v2/experiment/metadata", "/api/rest/v2/experiment/tags"}  # by the SDK's experiment, at its end
+    assert set(standin.unknown) <= asked
+    logger = make(tmp_path / "runs", online=online)
+    logger.log_point_cloud("cloud", CLOUD, 3, strict=True)
+    logger.log_table("recalls", TABLE, 3, strict=True)
+    logger.log_image("photo", np.zeros((8, 16, 3), np.uint8), 3, boxes=BOXES, caption="two", strict=True)
+    logger.log_model("net", tmp_path / "net.pt", 3, strict=True)
+    logger.log(model, "net", kind="graph", strict=True)
+    logger.log_dataset("photos", {"digest": "1f", "source": "s3://bucket/photos"}, strict=True)
+    logger.finalize("success")
+    assert (logger.stats.pending, logger.stats.rejected, logger.stats.dropped) == (0, 0, 0)
+    logger.close()
+    shown = standin.experiments[str(logger.version)] if online else upload(*archives(tmp_path / "runs"))
+    by_hand = standin.experiments[str(theirs.version)]
+
+    scene, other = shown.asset("cloud"), by_hand.asset("cloud")
+    assert (scene.type, list(scene.items)) == (other.type, list(other.items)) == ("3d-image", ["points.jsonl"])
+    assert points_of(scene) == points_of(other) == sorted(map(tuple, CLOUD.tolist()))
+    assert pixels(scene.thumbnail) == pixels(other.thumbnail)
+    assert scene.metadata == other.metadata | ({} if online else {"step": 3})
+    assert scene.params == (other.params if online else {})  # Comet's uploader sends no step of a scene
+
+    table, other = shown.asset("recalls.csv"), by_hand.asset("recalls.csv")
+    assert (table.type, table.content) == (other.type, other.content)
+    assert [table.params[name] for name in ("type", "step", "extension")] == ["dataframe", "3", "csv"]
+    assert [other.params[name] for name in ("type", "step", "extension")] == ["dataframe", "3", "csv"]
+
+    image, other = shown.asset("photo"), by_hand.asset("photo")
+    assert image.metadata == {"caption": "two", **other.metadata}
+
+    file, other = shown.asset("media/net/3.pt"), by_hand.asset("net.pt")
+    assert (file.type, file.params["groupingName"]) == (other.type, other.params["groupingName"])
+    assert file.content == other.content
+    assert shown.graph == by_hand.graph == str(model)
+    assert shown.others["dataset_info"] == by_hand.others["dataset_info"]
+
+
+def points_of(scene: StandInAsset) -> list[tuple[float, ...]]:
+    """The points of a scene, in some order that is always the same."""
+    return sorted(tuple(json.loads(line)) for line in scene.items["points.jsonl"].splitlines())
+
+
+def pixels(content: bytes | None) -> Any:
+    """An image's."""
+    assert content is not None
+    return np.asarray(Image.open(io.BytesIO(content))).tolist()
+
+
+def test_annotations_are_valid_for_the_sdk() -> None:
+    """The SDK's own check, which drops an image at what it does not know, takes boxes of every form."""
+    from comet_ml.validation.image.annotation_validator import ImageAnnotationValidator
+
+    boxes: dict[str, Any] = {
+        **BOXES,
+        "": {"box_data": [{"position": CORNERS}]},
+        "empty": {"box_data": []},
+        "no boxes": {"box_data": [{"position": {"minX": 1}}, {}, None, {"position": {**CORNERS, "maxX": math.nan}}]},
+        "nothing": None,
+    }
+    made = annotations(boxes, (16, 8))
+    assert [layer["name"] for layer in made] == ["truth", "boxes"]
+    assert not ImageAnnotationValidator(made).validate().failed()
+
+
+def test_boxes_that_comet_cannot_show_are_kept(tmp_path: Path) -> None:
+    """Where not all boxes are annotations, they are in the image's metadata as they were logged; masks are named."""
+    logger = make(tmp_path, online=False)
+    boxes = {"truth": {"box_data": [{"position": CORNERS}, {"position": {"minX": 1}}]}}
+    mask = np.eye(8, 16, dtype=np.uint8)
+    logger.log_image("photo", np.zeros((8, 16, 3), np.uint8), 3, boxes=boxes, masks={"truth": mask}, strict=True)
+    logger.finalize("success")
+    logger.close()
+    experiment = upload(*archives(tmp_path))
+    metadata = experiment.asset("photo").metadata
+    assert [len(layer["data"]) for layer in metadata["annotations"]] == [1]
+    assert metadata["boxes"] == boxes
+    assert metadata["masks"] == {"truth": {"file": "media/photo/3.npy"}}
+    assert np.array_equal(np.load(io.BytesIO(experiment.asset("media/photo/3.npy").content)), mask)
+
+
+def test_scenes_and_graphs_of_an_archive_are_valid_for_the_sdk(tmp_path: Path) -> None:
+    """Their lines keep to the SDK's own schema, and every file that they name is in the archive, once each."""
+    from comet_ml import schemas
+
+    logger = make(tmp_path, online=False)
+    for step in range(2):
+        logger.log_point_cloud("cloud", CLOUD, step, strict=True)
+    logger.log(Net(), "net", kind="graph", strict=True)
+    logger.finalize("success")
+    logger.close()
+    validators = {"3d-image": schemas.get_cloud_3d_msg_validator(), "graph": schemas.get_graph_msg_validator()}
+    with zipfile.ZipFile(archives(tmp_path)[0]) as archive:
+        lines = [json.loads(line) for line in archive.read("messages.json").splitlines()]
+        inside = archive.namelist()
+    found = sorted((line for line in lines if line["type"] in validators), key=lambda line: str(line["type"]))
+    assert [line["type"] for line in found] == ["3d-image", "3d-image", "graph"]
+    for line in found:
+        validators[line["type"]].validate(line["payload"])
+    named = [item["file_path"] for line in found[:2] for item in line["payload"]["items"]]
+    named += [line["payload"]["thumbnail_path"] for line in found[:2]]
+    assert len(set(named)) == 4
+    assert set(named) < set(inside)
+    assert len(inside) == len(set(inside))
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_what_a_scene_cannot_hold_is_told(tmp_path: Path, standin: CometStandIn, online: bool) -> None:
+    """A batch is a scene each; points that are no numbers, or too many, are in the PLY file alone, and that is told."""
+    standin.max_points = 150
+    where = {"server": server_option(standin.uri, API_KEY)} if online else {"online": False}
+    run = RunUnderTest(tmp_path, "comet", where)
+    clouds = np.stack([CLOUD, CLOUD[::-1]])
+    clouds[0, 7, 1] = np.nan
+    log_clouds(run, "clouds", list(clouds))
+    log_clouds(run, "nothing", [np.full((2, 3), np.inf)])
+    run.deliver()
+    run.close()
+    experiment = standin.only() if online else upload(*archives(tmp_path))
+    kept = [points_of(experiment.asset(f"clouds/{number}")) for number in range(2)]
+    assert [len(scene) for scene in kept] == ([150, 150] if online else [199, 200])
+    everything = set(map(tuple, CLOUD.tolist()))
+    assert all(set(scene) <= everything for scene in kept)
+    assert sum("199 of 200 points" in m or "150 of 200 points" in m for m in run.notices.messages) == 1
+    assert any("'nothing' has 0 of 2 points" in message for message in run.notices.messages)
+    assert [asset.name for asset in experiment.assets_of("3d-image")] == ["clouds/0", "clouds/1"]
+    xyz, _ = read_ply(experiment.asset("media/clouds/3-0.ply").content)
+    assert np.array_equal(xyz, clouds[0, :, :3].astype(np.float32), equal_nan=True)
+
+
+def log_clouds(run: RunUnderTest, identifier: str, clouds: list[Any], step: int = 3) -> None:
+    """Log point clouds as one record."""
+    blobs = [run.writer.blobs.put_bytes(ply(cloud), "points.ply") for cloud in clouds]
+    run.log(Record(0, Kind.POINT_CLOUD.value, step, id=identifier, blobs=blobs))
+
+
+@pytest.mark.parametrize("code", [503, -1])
+def test_a_scene_that_is_sent_again_goes_to_its_asset(tmp_path: Path, standin: CometStandIn, code: int) -> None:
+    """The id that Comet gave is on disk before the points are sent: another host's second try makes no second scene."""
+    run = RunUnderTest(tmp_path, "comet", {"server": server_option(standin.uri, API_KEY)})
+    codes = iter([code])
+    saved: list[Any] = []
+
+    def fault(path: str) -> int:
+        if not path.endswith("asset-item"):
+            return 0
+        saved.append(run.remote.extra.get("scenes"))
+        return next(codes, 0)
+
+    standin.fault = fault
+    for step in range(2):
+        log_clouds(run, "cloud", [CLOUD], step)
+    worker = run.worker()
+    assert worker.step().kind is StepKind.FAILED
+    worker.close()
+    run.deliver()
+    run.close()
+    scenes = standin.only().assets_of("3d-image")
+    assert sorted(scene.params["step"] for scene in scenes) == ["0", "1"]
+    assert all(points_of(scene) == sorted(map(tuple, CLOUD.tolist())) for scene in scenes)
+    assert [len(ids) for ids in saved] == [1, 1, 2]
+    assert "scenes" not in run.remote.extra
+
+
+def test_a_full_quota_of_scenes_stops_no_metrics(tmp_path: Path, standin: CometStandIn) -> None:
+    """Comet's refusal of one more asset costs that scene, told; its PLY file and the metrics are there."""
+    from comet_ml.exceptions import IMAGE_UPLOAD_LIMIT_REACHED
+
+    standin.fault_answer = {"sdk_error_code": IMAGE_UPLOAD_LIMIT_REACHED}
+    standin.fault = lambda path: 403 if path.endswith("/asset") else 0
+    run = RunUnderTest(tmp_path, "comet", {"server": server_option(standin.uri, API_KEY)})
+    log_clouds(run, "cloud", [CLOUD])
+    run.log_metrics({"loss": 1.0}, 0)
+    assert run.deliver().rejected == 1
+    run.close()
+    assert standin.only().series("loss") == [(0, 1.0)]
+    assert [asset.name for asset in standin.only().assets_of("asset")] == ["media/cloud/3.ply"]
+
+
+def test_an_installation_without_thumbnails_has_scenes(tmp_path: Path, standin: CometStandIn) -> None:
+    """A picture that is refused costs the scene nothing; one that Comet cannot take now is sent later."""
+    codes = iter([503, 0, 404])
+    standin.fault = lambda path: next(codes) if path.endswith("/thumbnail") else 0
+    run = RunUnderTest(tmp_path, "comet", {"server": server_option(standin.uri, API_KEY)})
+    for step in range(2):
+        log_clouds(run, "cloud", [CLOUD], step)
+    assert run.deliver(faults=1).rejected == 0
+    run.close()
+    first, second = standin.only().assets_of("3d-image")
+    assert (first.thumbnail is None, second.thumbnail) == (False, None)
+    assert points_of(second) == points_of(first)
+
+
+def test_a_picture_of_a_scene_needs_pillow_and_the_scene_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without Pillow a scene has no thumbnail, and Comet's own uploader takes it all the same."""
+    monkeypatch.setattr(comet_scenes, "is_installed", lambda name: False)
+    run = RunUnderTest(tmp_path, "comet", {"online": False})
+    log_clouds(run, "cloud", [CLOUD])
+    run.deliver()
+    run.close()
+    scene = upload(*archives(tmp_path)).asset("cloud")
+    assert (scene.thumbnail, len(points_of(scene))) == (None, 200)

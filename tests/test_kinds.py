@@ -35,8 +35,10 @@ from test_kinds_values import frames_of_gif, frames_of_mp4, pixels, read_ply
 from warm_python import WarmPython
 
 from lightning_loggers import CSVLogger, InMemoryLogger, LoggerCollection, TensorBoardLogger
+from lightning_loggers.adapters.image_details import rectangles
 from lightning_loggers.adapters.kinds_table import kinds_table
 from lightning_loggers.adapters.registry import adapter_class
+from lightning_loggers.adapters.tensorboard_media import with_boxes
 from lightning_loggers.delivery.worker import StepKind, Worker
 from lightning_loggers.errors import ConfigurationError, UnsuitableValueError
 from lightning_loggers.journal import read
@@ -194,7 +196,7 @@ def test_gradients_and_parameters_are_watched(runs: Callable[[str], Reading], tr
                 assert sum(reading.histogram(key, 0).bucket) == parameter.numel()
                 continue
             if isinstance(reading, WandbReading):
-                assert sum(reading.row(key, None)["values"]) == parameter.numel()
+                assert sum(reading.row(key, 0)["values"]) == parameter.numel()
                 continue
             if isinstance(reading, MemoryReading):
                 made = reading.record(Kind.WATCH, key, 0).value[key]
@@ -394,6 +396,108 @@ def test_the_table_in_the_documentation_is_up_to_date() -> None:
     """docs/kinds.md holds the table that the adapters' own tables make."""
     page = (Path(__file__).parent.parent / "docs" / "kinds.md").read_text(encoding="utf-8")
     assert kinds_table() in page, "write it anew: python -m lightning_loggers.adapters.kinds_table docs/kinds.md"
+
+
+# ---------------------------------------------------------------------- what a tracker's own form holds, and what not
+
+BOXES = {
+    "truth": {
+        "box_data": [
+            {"position": {"minX": 0.25, "maxX": 0.75, "minY": 0.25, "maxY": 0.5}, "class_id": 1, "scores": {"p": 0.5}}
+        ],
+        "class_labels": {"1": "roof"},
+    }
+}
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "neptune", "comet", "csv", "mlflow"])
+def test_boxes_and_masks_come_with_their_image(tracker: str, tmp_path: Path, mlflow_template: Path) -> None:
+    """Boxes are Comet's annotations, TensorBoard draws them; where there is no form, both are files beside."""
+    reading = READINGS[tracker].begin(tmp_path, mlflow_template, None)
+    mask = (photograph[..., 2] > 200).astype(np.uint8)
+    logger: Any = reading.logger
+    logger.log_image("photo", photograph, 3, boxes=BOXES, masks={"sky": {"mask_data": mask}}, strict=True)
+    reading.end()
+    logger.close()
+    height, width, _ = photograph.shape
+    corner, size = [0.25 * width, 0.25 * height], [0.5 * width, 0.25 * height]
+    if isinstance(reading, CometReading):
+        [kept] = [asset.content for asset in reading.experiment.assets_of("asset") if asset.name.endswith(".npy")]
+        [layer] = reading.experiment.asset("photo").metadata["annotations"]
+        [box] = layer["data"]
+        assert (layer["name"], box["label"], box["score"], box["boxes"]) == ("truth", "roof", 0.5, [corner + size])
+    else:
+        prefix = reading.prefix if isinstance(reading, NeptuneReading) else ""
+        contents = (
+            {path.removeprefix(prefix): content for path, content in reading.offline.files.items()}
+            if isinstance(reading, NeptuneReading)
+            else files_below(reading.folder if tracker == "mlflow" else Path(str(logger.log_dir)))
+        )
+        kept = contents["media/photo/3.npy"]
+        [said] = json.loads(contents["media/photo/3.json"])
+        assert said["boxes"] == BOXES
+        assert said["masks"] == {"sky": {"file": "3.npy"}}
+    assert np.array_equal(np.load(io.BytesIO(kept)), mask)
+    shown = next(content for content in reading.files(Kind.IMAGE, "photo", 3) if content.startswith(b"\x89PNG"))
+    assert np.array_equal(pixels(shown), photograph)
+    if isinstance(reading, TensorBoardReading):
+        [drawn] = [pixels(content) for content in reading.files(Kind.IMAGE, "photo/boxes", 3)]
+        changed = np.argwhere((drawn != photograph).any(axis=2))
+        assert np.abs(changed.min(axis=0) - corner[::-1]).max() <= 3
+        assert np.abs(changed.max(axis=0) - np.add(corner, size)[::-1]).max() <= 3
+        inside = np.s_[height // 4 + 20 : height // 2 - 5, width // 4 + 5 : 3 * width // 4 - 5]
+        assert np.array_equal(drawn[inside], photograph[inside])
+
+
+def test_boxes_of_any_numbers_are_drawn() -> None:
+    """Boxes far outside, of no size, the wrong way round or with letters that the font has not stop nothing."""
+    content = io.BytesIO()
+    Image.new("L", (32, 16)).save(content, format="PNG")
+    positions = [
+        {"minX": -1e300, "maxX": 1e300, "minY": 0.2, "maxY": 1e9},
+        {"minX": 0.9, "maxX": 0.1, "minY": 0.9, "maxY": 0.1},
+        {"middle": [0.5, 0.5], "width": 0, "height": 0},
+        {"minX": float("inf"), "maxX": 1, "minY": 0, "maxY": 1},
+        {"minX": None, "maxX": 1, "minY": 0, "maxY": 1},
+        {"middle": 3, "width": 1, "height": 1},
+    ]
+    boxes = [{"position": position, "box_caption": "größer 猫"} for position in positions]
+    layers = rectangles({"layer": {"box_data": [*boxes, "none", {}]}}, (32, 16))
+    assert [round(box.x + box.width, 3) for box in layers["layer"]][1:] == [28.8, 16.0]
+    drawn = pixels(with_boxes(content.getvalue(), layers))
+    assert drawn.shape == (16, 32, 3)
+    assert drawn.any()
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its path."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_comet_has_scenes_tables_and_models(runs: Callable[[str], Reading]) -> None:
+    """The torus is a scene of all its points, the table a CSV, the models have their files, and the graph is there."""
+    reading = runs("comet")
+    assert isinstance(reading, CometReading)
+    experiment = reading.experiment
+    cloud = torus().astype(np.float32).astype(float)
+    cloud[:, 3:] = torus()[:, 3:]
+    shown = reading.scene("torus")
+    assert np.array_equal(shown[np.lexsort(shown.T)], cloud[np.lexsort(cloud.T)])
+    assert experiment.asset("torus").type == "3d-image"
+    assert experiment.asset("recalls.csv").content.decode() == "class,recall\ncat,0.5\ndog,0.75\n"
+    models = {asset.params["groupingName"] for asset in experiment.assets_of("model-element")}
+    assert models == {"net", "best", "epoch=1"}
+    assert experiment.graph == str(trained_model())
+    assert str(experiment.others["dataset_info"]).startswith("photos-")
+
+
+def test_neptune_has_images_and_figures_in_series(runs: Callable[[str], Reading]) -> None:
+    """What has a step is in a series, and in no file besides."""
+    reading = runs("neptune")
+    assert isinstance(reading, NeptuneReading)
+    named = {path.removeprefix(reading.prefix) for path in reading.offline.images}
+    assert named == {"images/photo", "images/crops/0", "images/crops/1", "figures/curve"}
+    assert not [path for path in reading.offline.files if path.endswith(".png")]
 
 
 # ---------------------------------------------------------------------- names
@@ -980,6 +1084,39 @@ def test_every_so_many_batches_are_watched() -> None:
     assert [record.id for record in logger.records if record.kind == Kind.GRAPH] == ["graph"]
     with pytest.raises(ConfigurationError, match="weights"):
         logger.watch(model, log="weights")
+
+
+# ---------------------------------------------------------------------- lists of sounds and videos
+
+
+def test_lists_of_sounds_and_videos_are_one_record(tmp_path: Path) -> None:
+    """Each item is a file of its own, with its own rate and caption; what is said once is said of all."""
+    logger = InMemoryLogger(save_dir=tmp_path)
+    samples = np.array([0, 1, -1, 2], np.int16)
+    logger.log_audio("tones", [samples, samples[:2]], 0, sample_rate=[8000, 16000], caption=["a", "b"], strict=True)
+    logger.log_video("squares", [moving_square(2), moving_square(3)], 0, fps=4, format="gif", strict=True)
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    logger.log_audio("files", [tmp_path / "a.wav"] * 2, 0, caption="both", strict=True)
+    logger.log_audio("channels", [samples, samples], 0, sample_rate=8000, strict=True)  # as an array of them
+    (tmp_path / "a.gif").write_bytes(b"GIF89a")
+    with pytest.raises(UnsuitableValueError, match="a list of files and arrays"):
+        logger.log_video("mixed", [tmp_path / "a.gif", moving_square(2)], 0, fps=4, strict=True)
+    found = {record.id: record for record in logger.records if record.blobs}
+    folder = Path(str(logger.log_dir)) / "journal" / "blobs"
+    files = {
+        key: [(folder / blob.id / blob.name).read_bytes() for blob in record.blobs or []]
+        for key, record in found.items()
+    }
+    for content, count, rate in zip(files["tones"], (4, 2), (8000, 16000), strict=True):
+        with wave.open(io.BytesIO(content)) as sound:
+            assert (sound.getframerate(), sound.getnframes()) == (rate, count)
+    assert (found["tones"].meta or {})["details"] == [{"caption": "a"}, {"caption": "b"}]
+    assert [len(frames_of_gif(content)[0]) for content in files["squares"]] == [2, 3]
+    assert files["files"] == [b"RIFF"] * 2
+    assert (found["files"].meta or {})["details"] == [{"caption": "both"}] * 2
+    [content] = files["channels"]
+    with wave.open(io.BytesIO(content)) as sound:
+        assert sound.getnchannels() == 2
 
 
 # ---------------------------------------------------------------------- the interface of contexts

@@ -679,3 +679,16 @@ def test_numbers_of_jax_are_metrics() -> None:
     numbers, others = normalise(given, lambda *args, **kwargs: True)
     assert str(numbers) == "{'loss': 0.5, 'n': 3, 'half': 1.5, 'bad': nan}"
     assert others == []
+
+
+def test_masks_and_boxes_of_an_image_file_are_kept(tmp_path: Path) -> None:
+    """An image that is a file or its bytes brings its masks and boxes along, as an array does."""
+    content = images.png(np.zeros((4, 4, 3), np.uint8))
+    path = tmp_path / "x.png"
+    path.write_bytes(content)
+    for value, before in ((content, 1), (path, 0)):
+        said = {"masks": {"sky": np.ones((4, 4), np.uint8)}, "boxes": {"truth": {"box_data": []}}}
+        encoded = images.snapshot(value, "x", caption="c", **said).encode()
+        [detail] = (encoded.meta or {})["details"]
+        assert detail == {"caption": "c", "masks": {"sky": {"mask_blob": 1}}, "boxes": {"truth": {"box_data": []}}}
+        assert [name for name, _ in encoded.files[before:]] == ["mask.npy"]

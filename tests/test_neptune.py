@@ -3,11 +3,13 @@
 import copy
 import importlib.metadata
 import inspect
+import io
 import json
 import logging
 import math
 import os
 import pickle
+import re
 import resource
 import shutil
 import subprocess
@@ -24,11 +26,13 @@ from conftest import free_port, wait_until
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_only
-from neptune_reading import NeptuneCase, OfflineRun, no_settings
+from neptune_reading import NeptuneCase, OfflineRun, no_settings, operations
 from neptune_standin import NeptuneStandIn, StandInRun, token_for
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_loggers import NeptuneLogger
+from lightning_loggers.adapters import neptune_images, neptune_records
 from lightning_loggers.adapters.base import Capabilities
 from lightning_loggers.adapters.neptune import NeptuneAdapter, run_id_of
 from lightning_loggers.adapters.neptune_sinks import with_token
@@ -38,6 +42,7 @@ from lightning_loggers.errors import ConfigurationError, MissingDependencyError,
 from lightning_loggers.journal import read
 from lightning_loggers.journal.layout import journal_dir
 from lightning_loggers.journal.reader import read_first_header
+from lightning_loggers.records import Kind, Record
 from lightning_loggers.testing import Point, RunUnderTest
 
 HOSTED = token_for("https://app.neptune.ai")
@@ -776,49 +781,232 @@ def test_capabilities_say_no_more_than_is_true() -> None:
 
 # ---------------------------------------------------------------------- media
 
-PHOTO = np.zeros((8, 8, 3), np.uint8)
-PNG = b"\x89PNG"
+PHOTO = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 
 
 def log_media(logger: NeptuneLogger) -> None:
-    """An image at three steps, one of them twice; a histogram; a configuration."""
-    for step in (0, 1, 1):
-        logger.log_image("val/photo", PHOTO, step, strict=True)
+    """An image at three steps, one of them twice; two images at once; a figure; a histogram; a configuration."""
+    steps: list[Any] = [0, 1, 1, 2.5]
+    for step in steps:
+        logger.log_image("val/photo", PHOTO + np.uint8(step), step, caption=f"at {step}", strict=True)
+    logger.log_image("crops", [PHOTO, PHOTO[:4]], 5, strict=True)
+    logger.log_figure("curve", png_of(Path(str(logger.save_dir)), PHOTO), 5, strict=True)
     logger.log_histogram("weights", [1.0, 2.0], 5, strict=True)
     logger.log_config({"lr": 0.1})
 
 
-def check_media(files: dict[str, bytes]) -> None:
-    """Whether all of them are there, by their names."""
-    media = {path: content for path, content in files.items() if "/media/" in path}
-    named = {"0.png", "1.png"}
-    photos = {path.rpartition("/")[2]: content for path, content in media.items() if "/val/photo/" in path}
-    assert named < set(photos)
-    assert len(photos) == 3
-    assert all(content.startswith(PNG) for content in photos.values())
+def png_of(folder: Path, image: Any) -> Path:
+    """An image as a file."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "image.png"
+    Image.fromarray(image).save(path)
+    return path
+
+
+def check_media(run: OfflineRun | StandInRun) -> None:
+    """Whether all of them are there: images in series, by step and time; what no series takes by its name."""
+    begin = "training/images/"
+    photos = run.images[f"{begin}val/photo"]
+    assert [(step, caption) for _, step, _, caption in photos] == [(0, "at 0"), (1, "at 1"), (2.5, "at 2.5")]
+    for content, step, at, _ in photos:
+        assert np.array_equal(pixels(content), PHOTO + np.uint8(step))
+        assert abs(at - time.time()) < 3600
+    assert np.array_equal(pixels(run.images[f"{begin}crops/0"][0][0]), PHOTO)
+    assert np.array_equal(pixels(run.images[f"{begin}crops/1"][0][0]), PHOTO[:4])
+    assert np.array_equal(pixels(run.images["training/figures/curve"][0][0]), PHOTO)
+    assert len(run.images) == 4
+    media = {path: content for path, content in run.files.items() if "/media/" in path}
+    [again] = [path for path in media if re.fullmatch(r"training/media/val/photo/1-\d+\.png", path)]
+    [said] = [path for path in media if re.fullmatch(r"training/media/val/photo/1\.json", path)]
+    assert np.array_equal(pixels(media[again]), PHOTO + np.uint8(1))
+    assert json.loads(media[said]) == [{"file": again.rpartition("/")[2], "caption": "at 1"}]
     assert json.loads(media["training/media/weights/5.json"])["weights"]["sum"] == 3
     assert media["training/media/config/no-step.yaml"] == b"lr: 0.1\n"
-    assert len(media) == 5
+    assert len(media) == 4
 
 
-def test_a_server_has_media_as_files(tmp_path: Path, standin: NeptuneStandIn) -> None:
-    """Online, each is a file of the run, named by its identifier and step."""
+def pixels(content: bytes) -> Any:
+    """An image's."""
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def test_a_server_has_images_in_series_and_other_media_as_files(tmp_path: Path, standin: NeptuneStandIn) -> None:
+    """Online, images are in series by their identifier, all else is a file named by identifier and step."""
     logger = make(tmp_path, api_key=standin.token)
     log_media(logger)
     logger.finalize("success")
     assert (logger.stats.pending, logger.stats.rejected) == (0, 0)
     logger.close()
-    check_media(standin.only_run().files)
+    check_media(standin.only_run())
 
 
-def test_media_that_are_synced_are_files_at_the_server(tmp_path: Path, standin: NeptuneStandIn) -> None:
+def test_media_that_are_synced_are_the_same_at_the_server(tmp_path: Path, standin: NeptuneStandIn) -> None:
     """``neptune sync`` sends what the offline folder has kept."""
     logger = make(tmp_path)
     log_media(logger)
     logger.finalize("success")
     logger.close()
-    check_media(offline(run_dir(logger)).files)
-    check_media(sync(run_dir(logger) / ".neptune", standin).files)
+    check_media(offline(run_dir(logger)))
+    check_media(sync(run_dir(logger) / ".neptune", standin))
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_media_that_are_delivered_again_are_there_once(
+    tmp_path: Path, standin: NeptuneStandIn, monkeypatch: pytest.MonkeyPatch, online: bool
+) -> None:
+    """A run whose delivery begins anew has the same images in the same series, and the same files."""
+    monkeypatch.setenv("NEPTUNE_API_TOKEN", standin.token)
+    logger = make(tmp_path, **({"api_key": standin.token} if online else {}))
+    log_media(logger)
+    logger.finalize("success")
+    logger.close()
+    (journal_dir(run_dir(logger)) / "neptune.state.json").write_bytes(b"\0" * 64)
+    worker = deliver(run_dir(logger))
+    assert worker.state is not None
+    assert worker.state.rejected == 0
+    check_media(standin.only_run() if online else offline(run_dir(logger)))
+
+
+def test_images_are_downloaded_by_the_sdks_own_reader(tmp_path: Path, standin: NeptuneStandIn) -> None:
+    """``run[path].download()`` gives all images of a series, in the order of their steps."""
+    import neptune
+
+    logger = make(tmp_path, api_key=standin.token)
+    for step in range(3):
+        logger.log_image("val/photo", PHOTO + np.uint8(step), step, strict=True)
+    logger.finalize("success")
+    logger.close()
+    run = neptune.init_run(
+        with_id=standin.only_run().sys_id, project="team/digits", api_token=standin.token, mode="read-only"
+    )
+    run["training/images/val/photo"].download(str(tmp_path / "there"))
+    run.stop()
+    files = sorted((tmp_path / "there").iterdir())
+    assert [path.name for path in files] == ["0.png", "1.png", "2.png"]
+    for step, path in enumerate(files):
+        assert np.array_equal(pixels(path.read_bytes()), PHOTO + np.uint8(step))
+
+
+def test_images_are_what_append_makes_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operations in the offline folder are those of the SDK's own ``run[path].append(File(...), step=...)``."""
+    import neptune
+
+    logger = make(tmp_path)
+    path = png_of(tmp_path, PHOTO)
+    steps: list[Any] = [0, 2.5]
+    for step in steps:
+        logger.log_image("photo", path, step, caption="a photo", strict=True)
+    logger.finalize("success")
+    logger.close()
+    monkeypatch.chdir(tmp_path)
+    run = neptune.init_run(mode="offline", **QUIET)
+    for step in steps:
+        run["training/images/photo"].append(neptune.types.File(str(path)), step=step, description="a photo")
+    run.stop()
+
+    def series(base: Path) -> list[dict[str, Any]]:
+        [folder] = (base / "offline").iterdir()
+        found = [operation.to_dict() for operation in operations(folder) if type(operation).__name__ == "LogImages"]
+        for operation in found:
+            assert operation["values"][0].pop("ts") == pytest.approx(time.time(), abs=3600)
+        return found
+
+    made = series(run_dir(logger) / ".neptune")
+    assert made == series(tmp_path / ".neptune")
+    assert [operation["values"][0]["step"] for operation in made] == [0, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("why", "steps"),
+    [("without a step", [None, 0]), ("whose step is not above the last one", [4, 3]), ("beyond 32 MB", [1, 2])],
+)
+def test_what_no_series_takes_is_a_file_and_told_once(
+    tmp_path: Path, told: Callable[[], str], why: str, steps: list[Any]
+) -> None:
+    """Images without a step, at a step that is not above the last one, or too large, are files by their usual names."""
+    image = png_of(tmp_path, PHOTO)
+    logger = make(tmp_path / "runs")
+    if "MB" in why:
+        logger.log_image("photo", image, 0, strict=True)
+        image = tmp_path / "large.png"
+        with image.open("wb") as file:
+            file.truncate(32 * 1024**2 + 1)
+    for step in steps:
+        logger.log_image("photo", image, step, strict=True)
+        logger.log_image("other", image, step, strict=True)
+    logger.finalize("success")
+    assert (logger.stats.pending, logger.stats.rejected) == (0, 0)
+    logger.close()
+    run = offline(run_dir(logger))
+    in_series = [step for _, step, *_ in run.images["training/images/photo"]]
+    names = [path.rpartition("/")[2] for path in run.files if path.startswith("training/media/photo/")]
+    expected: dict[str, tuple[list[Any], str]] = {
+        "without a step": ([0], r"no-step\.png"),
+        "whose step is not above the last one": ([4], r"3-\d+\.png"),
+        "beyond 32 MB": ([0], r"[12]\.png"),
+    }
+    assert in_series == expected[why][0]
+    assert names
+    assert all(re.fullmatch(expected[why][1], name) for name in names)
+    assert told().count("Neptune's image series take") == 1
+    assert f"those {why}, such as 'photo'" in told()
+
+
+def test_series_of_images_are_not_without_number(
+    tmp_path: Path, told: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of a series is saved with every batch: past a number of them images are files; none is lost."""
+    monkeypatch.setattr(neptune_records, "MAX_SERIES", 3)
+    logger = make(tmp_path)
+    path = png_of(tmp_path, PHOTO)
+    for step in range(2):
+        for number in range(5):
+            logger.log_image(f"photo{number}", path, step, strict=True)
+    logger.finalize("success")
+    logger.close()
+    run = offline(run_dir(logger))
+    assert {name: len(items) for name, items in run.images.items()} == {
+        f"training/images/photo{number}": 2 for number in range(3)
+    }
+    files = sorted(path for path in run.files if path.startswith("training/media/photo"))
+    assert files == [f"training/media/photo{number}/{step}.png" for number in (3, 4) for step in (0, 1)]
+    assert told().count("beyond 3 series") == 1
+
+
+def test_images_are_sent_a_few_megabytes_at_a_time(tmp_path: Path) -> None:
+    """A request has at most a thousand operations and 10 MB of images, or one image; order is kept."""
+    sizes = [1, 2**20, *[6 * 2**20] * 3, 11 * 2**20, *[1] * 1500]
+    made = []
+    for number, size in enumerate(sizes):
+        path = tmp_path / str(number)
+        with path.open("wb") as file:
+            file.truncate(size)
+        made.append(neptune_images.log_image(f"series{number}", neptune_images.ImageOfFile(path, None), 0, 0.0))
+    split = list(neptune_images.requests(made))
+    assert [operation for request in split for operation in request] == made
+    assert [len(request) for request in split] == [3, 1, 1, 1, 1000, 500]
+
+
+def test_a_large_batch_of_images_is_not_in_memory_at_once(tmp_path: Path) -> None:
+    """Files are read one after another while the queue is written."""
+    import tracemalloc
+
+    run = RunUnderTest(tmp_path, "neptune", {"mode": "offline"})
+    for step in range(24):
+        blob = run.writer.blobs.put_bytes(np.random.default_rng(step).bytes(2**20), "photo.png")
+        run.log(Record(0, Kind.IMAGE.value, step, id="photo", blobs=[blob]))
+    run.log_metrics({"loss": 1.0}, 0)
+    adapter = NeptuneAdapter(run.context())
+    records = [record for record in read(run.run_dir) if record.kind == Kind.IMAGE]
+    adapter.open()
+    tracemalloc.start()
+    adapter.send(records)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    adapter.close()
+    run.close()
+    assert len(records) == 24
+    assert peak < 12 * 2**20, peak
 
 
 def test_the_place_of_media_is_theirs(tmp_path: Path, told: Callable[[], str]) -> None:

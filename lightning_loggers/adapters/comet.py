@@ -19,19 +19,24 @@ from typing_extensions import override
 
 from lightning_loggers.adapters.base import Adapter, Capabilities, Context, Fault, FaultKind, unknown_option
 from lightning_loggers.adapters.comet_archive import Archive
-from lightning_loggers.adapters.comet_media import OWN_FORMS, form_of, histograms
+from lightning_loggers.adapters.comet_media import OWN_FORMS, Media
 from lightning_loggers.adapters.comet_sdk import (
+    MAX_VALUE,
+    MODEL,
     CometRefusedError,
     CometSetupError,
     CometStatusError,
     Destination,
     Upload,
+    asset_name,
     find_key,
+    group_name,
     load_sdk,
+    printable,
     server_and_key,
 )
 from lightning_loggers.adapters.comet_service import Service
-from lightning_loggers.adapters.standard_files import STANDARD_FILES, StandardFiles, inline_value
+from lightning_loggers.adapters.standard_files import STANDARD_FILES, StandardFiles
 from lightning_loggers.errors import ConfigurationError
 from lightning_loggers.records import Kind, Record, RunStatus
 from lightning_loggers.values.metrics import as_number
@@ -39,8 +44,6 @@ from lightning_loggers.values.metrics import as_number
 MODES = ("get_or_create", "get", "create")
 EXPERIMENT_KEY = re.compile(r"[0-9A-Za-z]{32,50}")
 
-_MAX_VALUE = 1000
-_MAX_NAME = 200
 _AUTHENTICATION = frozenset(
     {
         "BackendCustomError", "BackendVersionTooOld", "ExperimentAlreadyUploaded", "ExperimentNotFound",
@@ -88,7 +91,8 @@ class CometAdapter(Adapter):
         self._destination: Destination | None = None
         self._api_key: str | None = None
         self._keys_told = 0
-        self._files = StandardFiles(context, _asset_name)
+        self._files = StandardFiles(context, asset_name)
+        self._media = Media(context, self._files, self._upload, self._asset_id)
 
     @classmethod
     @override
@@ -118,7 +122,7 @@ class CometAdapter(Adapter):
         >>> [CometAdapter.fit_key(key) for key in ("loss/val@1 ü", "", "a\nb")]
         ['loss/val@1 ü', '_', 'a_b']
         """
-        return "".join(char if char.isprintable() else "_" for char in key) or "_"
+        return printable(key)
 
     # ------------------------------------------------------------------ the run
 
@@ -243,22 +247,22 @@ class CometAdapter(Adapter):
         for key, value in (record.data or {}).items():
             name = self.context.keys.fit(key)
             plain = value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
-            if isinstance(plain, str) and len(plain) > _MAX_VALUE:
+            if isinstance(plain, str) and len(plain) > MAX_VALUE:
                 plain = self._shortened(record, name, plain, "Parameter")
             message = message_class(timestamp=max(record.time_ns // 1_000_000, 0))
             message.set_param(name, plain, source=message_class.source_manual)
             yield message
 
     def _shortened(self, record: Record, name: str, text: str, what: str) -> str:
-        place = f"params/{_asset_name(name)}.txt"
+        place = f"params/{asset_name(name)}.txt"
         self._upload(record, _bytes(text), place)
         self.context.notices.tell_once(
             ("long param", name),
-            f"{what} {name!r} has {len(text)} characters, Comet takes {_MAX_VALUE}: it is whole in the asset {place}, "
+            f"{what} {name!r} has {len(text)} characters, Comet takes {MAX_VALUE}: it is whole in the asset {place}, "
             "and the value shown is its beginning.",
         )
         mark = f"... [whole in {place}]"
-        return text[: _MAX_VALUE - len(mark)] + mark
+        return text[: MAX_VALUE - len(mark)] + mark
 
     def _send_text(self, record: Record) -> None:
         text = record.value if record.value is not None else json.loads(self._blob_text(record))
@@ -271,21 +275,9 @@ class CometAdapter(Adapter):
             metadata={"identifier": record.id or ""},
         )
 
-    def _send_standard_files(self, record: Record) -> None:
-        for number, file in enumerate(self._files.of(record)):
-            form = form_of(record, number, file)
-            if form is None:
-                self._upload(record, file.source or file.content, _asset_name(file.place))
-            else:
-                assert file.source is not None
-                self._upload(record, file.source, _asset_name(form.name), kind=form.kind, metadata=form.metadata)
-
-    def _send_histograms(self, record: Record) -> None:
+    def _send_media(self, record: Record) -> None:
         assert self._sdk is not None
-        self._send_standard_files(record)
-        if record.step is not None:  # Comet draws them along their steps
-            for form, content in histograms(inline_value(record, self.context), self._sdk):
-                self._upload(record, content, _asset_name(form.name), kind=form.kind)
+        self._media.send(record, self._opened(), self._sdk, self._step(record.step))
 
     def _blob_text(self, record: Record) -> str:
         return "".join(self.context.blobs.locate(blob).read_text(encoding="utf-8") for blob in record.blobs or [])
@@ -296,8 +288,7 @@ class CometAdapter(Adapter):
     def _send_checkpoint(self, record: Record) -> None:
         meta = record.meta or {}
         metadata = {**dict(meta.get("metadata") or {}), "aliases": list(meta.get("aliases") or [])}
-        group = _asset_name(record.id or "checkpoint").replace("/", "-")
-        self._send_files(record, kind="model-element", group=group, metadata=metadata)
+        self._send_files(record, kind=MODEL, group=group_name(record.id or "checkpoint"), metadata=metadata)
 
     def _send_files(self, record: Record, group: str | None = None, **fields: Any) -> None:
         for blob in record.blobs or []:
@@ -309,7 +300,7 @@ class CometAdapter(Adapter):
                     "new file, or log it when it is final.",
                 )
             folder = "" if group is not None else record.id or ""
-            place = _asset_name("/".join(part for part in (folder, posixpath.dirname(blob.path), blob.name) if part))
+            place = asset_name("/".join(part for part in (folder, posixpath.dirname(blob.path), blob.name) if part))
             self._upload(record, path, place, group=group, **fields)
 
     def _upload(self, record: Record, content: bytes | Path, name: str, **fields: Any) -> None:
@@ -358,9 +349,7 @@ class CometAdapter(Adapter):
 
 
 _SENDERS: dict[str, Callable[[CometAdapter, Record], None]] = {
-    **dict.fromkeys(STANDARD_FILES, CometAdapter._send_standard_files),
-    Kind.HISTOGRAM: CometAdapter._send_histograms,
-    Kind.WATCH: CometAdapter._send_histograms,
+    **dict.fromkeys(STANDARD_FILES, CometAdapter._send_media),
     Kind.TEXT: CometAdapter._send_text,
     Kind.ARTIFACT: CometAdapter._send_artifact,
     Kind.CHECKPOINT: CometAdapter._send_checkpoint,
@@ -377,22 +366,6 @@ def _kind_of(status: int) -> FaultKind:
         return FaultKind.AUTHENTICATION
     refused = 400 <= status < 500 and not CometStatusError(status, "", None).transient
     return FaultKind.REJECTED if refused else FaultKind.TRANSIENT
-
-
-def _asset_name(path: str) -> str:
-    """An asset's name: printable parts, none of them empty; one that is too long ends in a hash of what it was.
-
-    >>> _asset_name("plots//loss val.png"), _asset_name("../x"), len(_asset_name("k" * 1000))
-    ('plots/loss val.png', '_/x', 200)
-    """
-    parts = [CometAdapter.fit_key(part) for part in path.split("/") if part]
-    name = "/".join("_" if part in {".", ".."} else part for part in parts) or "_"
-    if len(name) > _MAX_NAME:
-        stem, suffix = posixpath.splitext(name)
-        suffix = suffix[:20]
-        mark = f"-{hashlib.sha256(path.encode(errors='surrogatepass')).hexdigest()[:16]}{suffix}"
-        name = stem[: _MAX_NAME - len(mark)] + mark
-    return name
 
 
 def _bytes(text: str) -> bytes:

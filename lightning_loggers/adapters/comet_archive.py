@@ -18,8 +18,11 @@ from typing import IO, Any
 
 from lightning_loggers.adapters.base import Context
 from lightning_loggers.adapters.comet_sdk import (
+    SCENE_ITEM,
+    SCENE_POINTS,
     STATUS_OTHER,
     CometSetupError,
+    Scene,
     Upload,
     ending,
     opening_facts,
@@ -33,6 +36,7 @@ MAX_UPLOADED_VALUES = 15_000
 _MESSAGES = "messages.json"  # the names inside are the SDK's
 _EXPERIMENT = "experiment.json"
 _UPLOAD_START = b'{"type":"file_upload"'
+_SCENE_START = b'{"type":"3d-image"'
 _METRIC_NAME = b'"metricName":'
 
 
@@ -107,10 +111,7 @@ class Archive:
     def upload(self, upload: Upload) -> None:
         """Add a file: a journal's blob stays where it is until the archive is made."""
         if isinstance(upload.content, bytes):
-            inside = f"files/{upload.asset_id}"
-            path = self._folder / inside
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(path, upload.content)
+            inside = self._keep(upload.asset_id, upload.content)
         else:
             # `comet upload` deletes each file when it was sent: what is in two messages is in the archive twice.
             inside = f"blobs/{upload.content.parent.name}/{upload.asset_id}/{upload.content.name}"
@@ -119,6 +120,33 @@ class Archive:
         )
         message.local_timestamp = upload.time_ms
         self._lines.append(_line(message))
+
+    def scene(self, scene: Scene) -> None:
+        """Add points in space; `comet upload` sends no step of a scene, so that it is said beside it, too."""
+        sdk = self._sdk
+        points = self._keep(f"{scene.asset_id}.jsonl", scene.points)
+        thumbnail = self._keep(f"{scene.asset_id}.png", scene.thumbnail) if scene.thumbnail else ""
+        metadata = scene.metadata if scene.step is None else {**scene.metadata, "step": scene.step}
+        items = [sdk.AssetItem(points, SCENE_POINTS, "points")]
+        self._lines.append(
+            _line(sdk.messages.Log3DCloudMessage(scene.name, SCENE_ITEM, items, thumbnail, metadata, scene.step))
+        )
+
+    def max_points(self) -> int:
+        """What the SDK takes where it cannot ask Comet."""
+        return int(self._sdk.max_points)
+
+    def graph(self, text: str) -> None:
+        """Add what the model is made of."""
+        self._lines.append(_line(self._sdk.messages.ModelGraphMessage(text)))
+
+    def _keep(self, name: str, content: bytes) -> str:
+        """Keep a file for the archive; its path there."""
+        inside = f"files/{name}"
+        path = self._folder / inside
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, content)
+        return inside
 
     def commit(self, last_ms: int) -> None:
         """Append the batch; what cannot be appended whole is taken back."""
@@ -184,7 +212,7 @@ class Archive:
                 for inside in files:
                     path = self._path_of(inside)
                     if path.is_file():
-                        archive.write(path, inside, zipfile.ZIP_STORED)
+                        archive.write(path, inside, None if inside.endswith(".jsonl") else zipfile.ZIP_STORED)
                     else:
                         missing += 1
             with partial.open("rb") as file:
@@ -229,6 +257,10 @@ class Archive:
                 target.write(line)
                 if line.startswith(_UPLOAD_START):
                     files[json.loads(line)["payload"]["file_path"]] = None
+                elif line.startswith(_SCENE_START):
+                    payload = json.loads(line)["payload"]
+                    files |= dict.fromkeys(item["file_path"] for item in payload["items"])
+                    files |= {payload["thumbnail_path"]: None} if payload["thumbnail_path"] else {}
                 else:
                     _, found, rest = line.partition(_METRIC_NAME)
                     if found:

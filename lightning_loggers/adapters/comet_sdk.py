@@ -1,6 +1,8 @@
 """What Comet's service and its archive have in common: the SDK's parts, address and key, and what both take."""
 
 import contextlib
+import hashlib
+import posixpath
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +25,16 @@ FRAMEWORK = "pytorch-lightning"
 IMAGE = "visualization"
 """Comet's type of images; they have an address and words of their own."""
 
+MODEL = "model-element"
+"""Comet's type of a model's files."""
+
+SCENE, SCENE_ITEM, SCENE_POINTS = "3d-image", "asset-item", "points.jsonl"
+"""Comet's type of scenes, of the files that belong to one, and the name of the one with its points."""
+
+MAX_VALUE = 1000
+"""Longest value of a parameter or other fact, characters."""
+
+_MAX_NAME = 200
 _TRANSIENT_HTTP = {408, 425, 429, 500, 502, 503, 504}
 _ENDINGS = {
     RunStatus.FINISHED: None,
@@ -107,6 +119,27 @@ class Upload:
         return Path(named).suffix.removeprefix(".") or None
 
 
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Points in space on their way to Comet's 3D panel.
+
+    Attributes:
+        name: Its name, one for all steps.
+        asset_id: Ours, the same whenever the same points are sent; Comet's own is made by Comet.
+        step: Its step.
+        points: A line of JSON a point: ``[x, y, z]`` or ``[x, y, z, red, green, blue]``.
+        thumbnail: A picture of it as PNG; may be empty.
+        metadata: Shown beside it; how far it extends.
+    """
+
+    name: str
+    asset_id: str
+    step: int | None
+    points: bytes
+    thumbnail: bytes
+    metadata: dict[str, Any]
+
+
 class Destination(Protocol):
     """Where messages go: an archive on disk, or Comet itself."""
 
@@ -128,6 +161,15 @@ class Destination(Protocol):
     def upload(self, upload: Upload) -> None:
         """Take a file."""
 
+    def scene(self, scene: Scene) -> None:
+        """Take points in space."""
+
+    def max_points(self) -> int:
+        """How many points a scene may have."""
+
+    def graph(self, text: str) -> None:
+        """Take what the model is made of; the last one counts."""
+
     def commit(self, last_ms: int) -> None:
         """The batch ends: it must not be lost from here on."""
 
@@ -148,7 +190,8 @@ def load_sdk() -> SimpleNamespace:
     import comet_ml
     from comet_ml import batch_utils, messages, offline_utils
     from comet_ml.api_key.comet_api_key import parse_api_key
-    from comet_ml.config import get_config
+    from comet_ml.assets.asset_item import AssetItem
+    from comet_ml.config import DEFAULT_3D_CLOUD_UPLOAD_LIMITS, get_config  # type: ignore[attr-defined, unused-ignore]
     from comet_ml.data_structure import Histogram
 
     if not theirs:
@@ -161,7 +204,43 @@ def load_sdk() -> SimpleNamespace:
         parse_api_key=parse_api_key,
         config=get_config(),
         Histogram=Histogram,
+        AssetItem=AssetItem,
+        max_points=int(DEFAULT_3D_CLOUD_UPLOAD_LIMITS["maxPoints"]),
     )
+
+
+def printable(name: str) -> str:
+    r"""A name with what cannot be printed replaced, and not empty.
+
+    >>> [printable(name) for name in ("loss/val@1 ü", "", "a\nb")]
+    ['loss/val@1 ü', '_', 'a_b']
+    """
+    return "".join(char if char.isprintable() else "_" for char in name) or "_"
+
+
+def asset_name(path: str) -> str:
+    """An asset's name: printable parts, none of them empty; one that is too long ends in a hash of what it was.
+
+    >>> asset_name("plots//loss val.png"), asset_name("../x"), len(asset_name("k" * 1000))
+    ('plots/loss val.png', '_/x', 200)
+    """
+    parts = [printable(part) for part in path.split("/") if part]
+    name = "/".join("_" if part in {".", ".."} else part for part in parts) or "_"
+    if len(name) > _MAX_NAME:
+        stem, suffix = posixpath.splitext(name)
+        suffix = suffix[:20]
+        mark = f"-{hashlib.sha256(path.encode(errors='surrogatepass')).hexdigest()[:16]}{suffix}"
+        name = stem[: _MAX_NAME - len(mark)] + mark
+    return name
+
+
+def group_name(identifier: str) -> str:
+    """The name of a model, which is no path.
+
+    >>> group_name("nets/first")
+    'nets-first'
+    """
+    return asset_name(identifier).replace("/", "-")
 
 
 def server_option(address: str | None, api_key: str | None) -> str:

@@ -8,19 +8,25 @@ answered.
 import contextlib
 import io
 import json
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from lightning_loggers.adapters.base import Context
 from lightning_loggers.adapters.comet_sdk import (
+    SCENE,
+    SCENE_ITEM,
+    SCENE_POINTS,
     STATUS_OTHER,
     CometRefusedError,
     CometSetupError,
     CometStatusError,
+    Scene,
     Upload,
     ending,
     find_address,
@@ -32,6 +38,7 @@ _MAX_BATCH = 1000
 _CONNECT_TIMEOUT_S, _ANSWER_TIMEOUT_S, _UPLOAD_ANSWER_TIMEOUT_S = 10.0, 30.0, 120.0
 _HEARTBEAT_S = 10.0
 _HANDSHAKES = ("logger/add/run", "logger/get/run")
+_NEW_ASSET = "/asset"
 
 
 class Service:
@@ -55,6 +62,8 @@ class Service:
         self._beat_at = 0.0
         self._batch: Counter[Hashable] = Counter()
         self._answered: Counter[Hashable] = Counter()
+        self._scenes: list[str] = []
+        self._max_points: int | None = None
 
     def open(self) -> None:
         """Find the experiment, or make it."""
@@ -125,7 +134,7 @@ class Service:
 
     def begin(self) -> None:
         """Tell Comet now and then that the run is alive."""
-        self._batch = Counter()
+        self._batch, self._scenes = Counter(), []
         if time.monotonic() - self._beat_at > _HEARTBEAT_S:
             with contextlib.suppress(ValueError, CometStatusError):  # no reason to refuse records
                 self._connection.heartbeat()
@@ -180,17 +189,69 @@ class Service:
             "metadata": upload.metadata,
         }
         if isinstance(upload.content, bytes):
-            response = send_file_like(file_like=io.BytesIO(upload.content), **where)
+            self._take(send_file_like(file_like=io.BytesIO(upload.content), **where))
         else:
-            response = send_file(file_path=str(upload.content), **where)
+            self._take(send_file(file_path=str(upload.content), **where))
+
+    def _take(self, response: Any) -> None:
+        """Take Comet's answer to an upload."""
         if response.status_code >= 400:
             _check_refusal(response)
         self._context.acknowledged()
+
+    def scene(self, scene: Scene) -> None:
+        """Send points in space: first Comet makes an asset, then it is given the points and a picture.
+
+        Comet gives the asset its id. That is saved at once, and kept until the batch is through: what has to be sent
+        again goes to the same asset.
+        """
+        from comet_ml.connection.connection_upload import send_asset_item, send_thumbnail
+        from comet_ml.connection.connection_url_helpers import upload_thumbnail_url
+
+        connection, known = self._connection, self._context.remote.extra.setdefault("scenes", {})
+        self._scenes.append(scene.asset_id)
+        if scene.asset_id not in known:
+            known[scene.asset_id] = connection.create_asset(self._key, scene.name, SCENE, scene.metadata, scene.step)
+            self._context.save_remote()
+        asset_id = known[scene.asset_id]
+        said = {"apiKey": self._api_key, "experimentKey": self._key}
+        how: dict[str, Any] = {
+            "timeout": (_CONNECT_TIMEOUT_S, _UPLOAD_ANSWER_TIMEOUT_S),
+            "session": self._rest.low_level_api_client.session,
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            points, thumbnail = Path(folder) / SCENE_POINTS, Path(folder) / "thumbnail.png"
+            points.write_bytes(scene.points)
+            thumbnail.write_bytes(scene.thumbnail)
+            item = {"assetId": asset_id, "userFileName": SCENE_POINTS, "assetItemType": "points"}
+            self._take(send_asset_item(connection.get_upload_url(SCENE_ITEM), str(points), {**said, **item}, **how))
+            if scene.thumbnail:
+                url = upload_thumbnail_url(connection.server_address, asset_id)
+                try:
+                    self._take(send_thumbnail(url, str(thumbnail), {**said, "thumbnailExtension": ".png"}, **how))
+                except CometStatusError as error:  # an installation that takes none: the points are there
+                    if error.transient:
+                        raise
+
+    def max_points(self) -> int:
+        """Comet's own limit, asked for once; what the SDK takes where Comet does not say."""
+        if self._max_points is None:
+            limits = self._connection.get_points_3d_upload_limits() or {}
+            self._max_points = limits.get("maxPoints")
+        return int(self._max_points or self._sdk.max_points)
+
+    def graph(self, text: str) -> None:
+        """Send what the model is made of."""
+        self._rest.set_experiment_model_graph(self._key, text)
 
     def commit(self, last_ms: int) -> None:
         """Everything was answered for when it was sent, and will not come again."""
         self._answered -= self._batch
         extra = self._context.remote.extra
+        for asset_id in self._scenes:
+            extra["scenes"].pop(asset_id, None)
+        if not extra.get("scenes", True):
+            del extra["scenes"]
         extra["last_ms"] = max(int(extra.get("last_ms", 0)), last_ms)
 
     def set_status(self, status: RunStatus) -> None:
@@ -255,7 +316,7 @@ def _bounded_client(api_key: str, address: str, verify: bool, config: Any, ackno
     class BoundedHTTPClient(LowLevelHTTPClient):  # type: ignore[misc, unused-ignore]
         def do(self, **request: Any) -> Any:
             request |= {"retry": False, "session": None, "timeout": (_CONNECT_TIMEOUT_S, _ANSWER_TIMEOUT_S)}
-            return self._checked(super().do(**request))
+            return self._checked(super().do(**{**request, "check_status_code": False}))
 
         def get(self, url: str, **request: Any) -> Any:
             request |= {"retry": False, "timeout": (_CONNECT_TIMEOUT_S, _ANSWER_TIMEOUT_S)}
@@ -266,6 +327,8 @@ def _bounded_client(api_key: str, address: str, verify: bool, config: Any, ackno
             status = response.status_code
             # What a handshake refuses the SDK reads itself: it knows Comet's codes for a wrong key, project, workspace.
             told = status in {400, 403} and response.url.endswith(_HANDSHAKES) and _is_json(response.text)
+            if status >= 400 and response.url.endswith(_NEW_ASSET):  # a full quota, as at an upload
+                _check_refusal(response)
             if status >= 400 and not told:
                 raise _status_error(response)
             acknowledged()

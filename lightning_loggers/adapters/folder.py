@@ -13,6 +13,7 @@ from typing import Any
 from typing_extensions import override
 
 from lightning_loggers.adapters.base import Adapter, Context, Fault, FaultKind
+from lightning_loggers.adapters.image_details import details_files
 from lightning_loggers.adapters.standard_files import StandardFile, StandardFiles, inline_value
 from lightning_loggers.journal.blobs import UnsafeBlobError, safe_name, safe_path
 from lightning_loggers.journal.layout import run_folder
@@ -117,7 +118,8 @@ class FolderAdapter(Adapter):
 
     def send_standard(self, record: Record) -> None:
         """Keep whatever a record holds as standard files below ``media/``."""
-        self.put(self.files_of(record))
+        files = self.files_of(record)
+        self.put([*files, *details_files(record, files, self.files.place)])
 
     def files_of(self, record: Record) -> list[StandardFile]:
         """The standard files of a record.

@@ -9,12 +9,13 @@ import json
 import re
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_loggers.adapters.base import Context
 from lightning_loggers.adapters.fitting import int64_step
+from lightning_loggers.adapters.image_details import details_files
 from lightning_loggers.adapters.standard_files import StandardFile, StandardFiles, inline_value
 from lightning_loggers.journal.blobs import safe_name
 from lightning_loggers.records import Kind, Record
@@ -66,11 +67,17 @@ class MLflowMedia:
             elif record.kind == Kind.IMAGE and record.step is not None:
                 self._send_images(record, scratch)
             elif not (record.kind == Kind.TABLE and self._send_table(record, scratch)):
-                self._send_files(self._files.of(record), scratch)
+                self._send_standard(record, scratch)
 
     def _send_files(self, files: list[StandardFile], scratch: Path) -> None:
         for file in files:
             self._send_file(file.path_in(scratch), file.place.rpartition("/")[0])
+
+    def _send_standard(self, record: Record, scratch: Path, numbers: Sequence[int] | None = None) -> None:
+        """Send a record's files, or some of them, and what is known of its images."""
+        files = self._files.of(record)
+        wanted = files if numbers is None else [files[number] for number in numbers]
+        self._send_files([*wanted, *details_files(record, files, self._files.place)], scratch)
 
     # ------------------------------------------------------------------ MLflow's own forms
 
@@ -82,7 +89,7 @@ class MLflowMedia:
             from mlflow.tracking.multimedia import compress_image_size
             from PIL import Image
         except ImportError:
-            self._send_files(self._files.of(record), scratch)
+            self._send_standard(record, scratch)
             return
         key = record.id or record.kind
         fitted = _UNSAFE_IN_IMAGE_KEY.sub("_", key)
@@ -114,9 +121,8 @@ class MLflowMedia:
             self._send_file(small, "images")
         if len(others) < len(paths):
             self._tag("mlflow.loggedImages", "True")
-        if others:
-            files = self._files.of(record)
-            self._send_files([files[number] for number in others], scratch)
+        if others or (record.meta or {}).get("details"):
+            self._send_standard(record, scratch, others)
 
     def _send_table(self, record: Record, scratch: Path) -> bool:
         """A table as MLflow's own reader takes it; whether it is one."""

@@ -11,8 +11,10 @@ Neptune's hosted service ended on 2026-03-05. What the SDK would drop or cut is 
   series; those of more than 1,000 characters are files below ``<name>__files``, named by an item ``{"file": ...}``.
 - Hyperparameters are values of their own type below ``<prefix>/hyperparams``: integers beyond 32 bits are floats,
   beyond 2**53 text, as are NaN, infinities and ``None``; texts of more than 16,384 characters are files.
-- Images, sounds, tables and the like are files, ``<prefix>/media/<identifier>/<step>.<suffix>``; ``media`` is kept for
-  them.
+- Images and figures are image series, ``<prefix>/images/<identifier>`` and ``<prefix>/figures/<identifier>``; several
+  images of one record have one each, ``<identifier>/<number>``. Those without a step, or with none above the last one,
+  or of more than 32 MB, are files, as are sounds, tables and the like: ``<prefix>/media/<identifier>/<step>.<suffix>``;
+  ``media`` is kept for them. Masks are files there, and ``<step>.json`` says what masks and boxes an image has.
 - Neptune has no field ``a`` beside a field ``a/b``: the later one is moved aside, by an underscore, told once, and
   named in ``lightning_loggers/fitted``.
 """
@@ -74,6 +76,7 @@ _LOCKED_OUT = frozenset(
     }
 )  # fmt: skip
 _TRANSIENT = frozenset({"NeptuneConnectionLostException", "CannotResolveHostname", "InternalServerError"})
+_ELSE_FILE = "without a step above the last one file <prefix>/media/<identifier>/<step>.png"
 _REFUSED = frozenset({"NeptuneFieldCountLimitExceedException", "MetadataInconsistency", "FileUploadError"})
 
 
@@ -99,6 +102,9 @@ class NeptuneAdapter(Adapter):
     capabilities: ClassVar[Capabilities] = Capabilities(
         kinds={
             **{kind: f"file <prefix>/{form}" for kind, form in STANDARD_FILES.items()},
+            Kind.IMAGE: f"image series <prefix>/images/<identifier>, at its step and time; {_ELSE_FILE}",
+            Kind.FIGURE: f"image series <prefix>/figures/<identifier>, at its step and time; {_ELSE_FILE}; plotly: "
+            "files .html and .json",
             Kind.METRIC: "float series, at its step and time; what that cannot hold in the string series <key>__other",
             Kind.PARAM: "value of its type in <prefix>/hyperparams (or where meta says); over-long texts as files",
             Kind.TEXT: "string series in <prefix>/text, or the file that meta names; over-long texts whole as files",

@@ -88,6 +88,10 @@ class Fields:
         found = self._new.get(name, {}).get(key)
         return self._saved.get(name, {}).get(key) if found is None else found
 
+    def knows(self, what: str, path: str) -> bool:
+        """Whether :meth:`place` has given a field to this already."""
+        return self.get("fields", f"{what}:{path}") is not None
+
     def note(self, name: str, key: str, value: Any) -> None:
         """Note something that is committed with the rest."""
         self._new.setdefault(name, {})[key] = value

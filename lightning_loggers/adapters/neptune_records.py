@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_loggers.adapters.base import Context
+from lightning_loggers.adapters.image_details import FACTS, details_files
 from lightning_loggers.adapters.neptune_fields import OTHER, Fields, fit_path, is_regular_value, other_item
-from lightning_loggers.adapters.standard_files import STANDARD_FILES, StandardFiles
+from lightning_loggers.adapters.neptune_images import FOLDERS, MAX_BYTES, MAX_SERIES, SUFFIXES, ImageOfFile, log_image
+from lightning_loggers.adapters.standard_files import STANDARD_FILES, StandardFile, StandardFiles
 from lightning_loggers.records import Blob, Kind, Record
 from lightning_loggers.values.metrics import as_number
 
@@ -202,9 +204,58 @@ class Encoder:
         batch.add(text_file(field, json.dumps(facts, indent=1), "json"))
 
     def _encode_standard_files(self, record: Record, batch: Batch) -> None:
+        files = self._files.of(record)
+        self._add_files(record, [*files, *details_files(record, files, self._files.place)], batch)
+
+    def _encode_images(self, record: Record, batch: Batch) -> None:
+        """Each image to its series; what no series holds to a file."""
+        files = self._files.of(record)
+        count = sum(file.place.endswith(files[0].place.rpartition(".")[2]) for file in files)
+        others = [file for number, file in enumerate(files) if not self._add_image(record, number, file, count, batch)]
+        facts = FACTS if others else FACTS[1:]  # a series shows captions itself
+        self._add_files(record, [*others, *details_files(record, files, self._files.place, facts)], batch)
+
+    def _add_image(self, record: Record, number: int, file: StandardFile, count: int, batch: Batch) -> bool:
+        """Add an image to its series, if that takes it."""
+        if file.source is None or _suffix(file.place).lower() not in SUFFIXES:
+            return False
+        path = f"{self._prefix}{FOLDERS[record.kind]}/{record.id or record.kind}" + (f"/{number}" if count > 1 else "")
+        details = (record.meta or {}).get("details") or []
+        caption = (details[number] or {}).get("caption") if number < len(details) else None
+        image = ImageOfFile(file.source, caption and str(caption))
+        if why := self._why_in_no_series(record.step, path, image.size_bytes):
+            self._context.notices.tell_once(
+                ("image file", why, self._context.run.uid),
+                f"Neptune's image series take images of up to {MAX_BYTES // 1024**2} MB at steps that increase: those "
+                f"{why}, such as {record.id!r}, are files below {self._prefix}{MEDIA}, here {file.place}.",
+            )
+            return False
+        assert record.step is not None
+        self._tell_if_changed(file.blob)
+        batch.add(log_image(self._fields.place("image", path), image, record.step, record.time_ns / 1e9))
+        return True
+
+    def _why_in_no_series(self, step: float | None, path: str, size_bytes: int) -> str:
+        """What keeps an image out of its series; nothing if it is in it from now on."""
+        if step is None:
+            return "without a step"
+        if size_bytes > MAX_BYTES:
+            return f"beyond {MAX_BYTES // 1024**2} MB"
+        if not self._fields.knows("image", path):
+            begun = self._fields.get("count", "images") or 0
+            if begun >= MAX_SERIES:
+                return f"beyond {MAX_SERIES} series"
+            self._fields.note("count", "images", begun + 1)
+        if not self._fields.is_regular(self._fields.place("image", path), step):
+            return "whose step is not above the last one"
+        return ""
+
+    def _add_files(self, record: Record, files: Sequence[StandardFile], batch: Batch) -> None:
+        if not files:
+            return
         # One field stands for all that is below it: a note for each of many files would be saved with every batch.
         media = self._fields.place("media", f"{self._prefix}{MEDIA}")
-        for index, file in enumerate(self._files.of(record)):
+        for index, file in enumerate(files):
             field = f"{media}/{file.place.partition('/')[2]}"
             if file.blob is not None:
                 self._upload(record, index, file.blob, field, batch)
@@ -218,14 +269,17 @@ class Encoder:
         from neptune.internal import operation as ops
 
         source = self._context.blobs.locate(blob)
-        if self._context.blobs.changed(blob):
+        self._tell_if_changed(blob)
+        kept = self._keep(source.absolute(), f"{record.time_ns}-{index}-{blob.name}")
+        batch.add(ops.UploadFile(field.split("/"), _suffix(blob.name), **kept))
+
+    def _tell_if_changed(self, blob: Blob | None) -> None:
+        if blob is not None and self._context.blobs.changed(blob):
             self._context.notices.tell_once(
                 ("changed", blob.name),
                 f"{blob.name} was written to again after it was logged; it is delivered as it is now. Save to a new "
                 "file, or log it when it is final.",
             )
-        kept = self._keep(source.absolute(), f"{record.time_ns}-{index}-{blob.name}")
-        batch.add(ops.UploadFile(field.split("/"), _suffix(blob.name), **kept))
 
     def _value(self, record: Record) -> Any:
         """The record's value; a large one is JSON in a blob."""
@@ -236,6 +290,7 @@ class Encoder:
 
 _ENCODERS: dict[str, Callable[[Encoder, Record, Batch], None]] = {
     **dict.fromkeys(STANDARD_FILES, Encoder._encode_standard_files),
+    **dict.fromkeys(FOLDERS, Encoder._encode_images),
     Kind.METRIC: Encoder._encode_metrics,
     Kind.PARAM: Encoder._encode_params,
     Kind.TEXT: Encoder._encode_text,

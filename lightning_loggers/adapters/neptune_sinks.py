@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+from lightning_loggers.adapters.neptune_images import requests as by_request
 from lightning_loggers.secrets import strip_uri
 
 CONNECT_TIMEOUT_S = 10.0
@@ -21,7 +22,6 @@ ANSWER_TIMEOUT_S = 30.0
 _DATA_FILE = re.compile(r"data-(\d+)\.log")
 _TRANSIENT_HTTP = frozenset({408, 425, 429, 500, 502, 503, 504})
 _THERE_ALREADY = re.compile(r"strictly increasing", re.IGNORECASE)
-_PER_REQUEST = 1000  # as the SDK's own asynchronous mode
 
 
 class UnreachableError(Exception):
@@ -326,8 +326,8 @@ class Server:
 
         refused: list[str] = []
         behind: list[str] = []
-        for begin in range(0, len(operations), _PER_REQUEST):
-            left = list(operations[begin : begin + _PER_REQUEST])
+        for request in by_request(operations):
+            left = request
             while left:
                 done, errors = self._backend.execute_operations(self._run_id, ContainerType.RUN, left, None)
                 self._acknowledged()

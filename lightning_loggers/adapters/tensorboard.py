@@ -60,7 +60,7 @@ class TensorBoardAdapter(FolderAdapter):
             Kind.DICT: "text <identifier>/text_summary, as JSON",
             Kind.GRAPH: "graph, where it was traced; else media/<identifier>/<step>.json",
             Kind.TABLE: f"text, its first {MAX_ROWS} rows; whole in media/<identifier>/<step>.parquet",
-            Kind.IMAGE: "image",
+            Kind.IMAGE: "image; with its boxes drawn on it: image <identifier>/boxes",
             Kind.FIGURE: "image; plotly: media/<identifier>/<step>.html and .json",
             Kind.AUDIO: "audio",
             Kind.VIDEO: "image that moves (GIF); a file of another format: media/<identifier>/<step>.<suffix>",

@@ -1,14 +1,17 @@
 """What TensorBoard shows besides curves and texts: images, sounds, histograms and point clouds."""
 
 import io
+import itertools
 import struct
 import wave
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lightning_loggers.adapters.image_details import Rectangle, details_files, rectangles
 from lightning_loggers.adapters.standard_files import StandardFile, inline_value
 from lightning_loggers.adapters.tensorboard_files import Events
 from lightning_loggers.records import Kind, Record
+from lightning_loggers.values.snapshots import is_installed
 
 if TYPE_CHECKING:
     from lightning_loggers.adapters.folder import FolderAdapter
@@ -19,6 +22,7 @@ MAX_ROWS = 100
 _MARK = "_media_/"
 _PLUGINS = ("image", "audio", "histogram", "mesh")
 _LONGEST_MARK = 900
+_COLOURS = ("red", "lime", "blue", "yellow", "magenta", "cyan")  # of CSS, as Pillow knows them
 
 
 class Media:
@@ -64,7 +68,9 @@ class Media:
             add = self._add_sound if record.kind == Kind.AUDIO else self._add_image
             if not add(events, record, step, own_tag, file):
                 others.append(file)
-        self._adapter.put(others)
+            elif record.kind == Kind.IMAGE:
+                self._add_boxes(events, record, step, number, file)
+        self._adapter.put([*others, *details_files(record, shown, self._adapter.files.place)])
 
     def scalar_tag(self, key: str) -> str:
         """The tag of a metric; one whose name an image or the like has already gets an addition."""
@@ -95,6 +101,20 @@ class Media:
             return False
         events.add_image(record.time_ns, step, tag, content, size)
         return True
+
+    def _add_boxes(self, events: Events, record: Record, step: int, number: int, file: StandardFile) -> None:
+        """Show the image again with its boxes drawn on it, as ``add_image_with_boxes`` does."""
+        listed = (record.meta or {}).get("details") or []
+        boxes = (listed[number] or {}).get("boxes") if number < len(listed) else None
+        if not isinstance(boxes, Mapping) or not is_installed("PIL"):
+            return
+        content = file.read()
+        size = image_size(content)
+        layers = rectangles(boxes, size) if size is not None else {}
+        if size is not None and layers:
+            identifier = f"{record.id or record.kind}/boxes" + (f"/{number}" if number else "")
+            drawn = with_boxes(content, layers)
+            events.add_image(record.time_ns, step, self._tag(identifier, "image"), drawn, size)
 
     @staticmethod
     def _add_sound(events: Events, record: Record, step: int, tag: str, file: StandardFile) -> bool:
@@ -166,6 +186,31 @@ def image_size(content: bytes) -> tuple[int, int] | None:
             return width, height
         at += 2 + length
     return None
+
+
+def with_boxes(content: bytes, layers: Mapping[str, Sequence[Rectangle]]) -> bytes:
+    """An image as PNG with boxes drawn on it, those of each layer in a colour of their own.
+
+    Args:
+        content: An image file.
+        layers: Its boxes, by their layer.
+    """
+    from PIL import Image, ImageDraw
+
+    with Image.open(io.BytesIO(content)) as image:
+        drawn = image.convert("RGB")
+    pen = ImageDraw.Draw(drawn)
+    for colour, boxes in zip(itertools.cycle(_COLOURS), layers.values(), strict=False):
+        for box in boxes:
+            # Pillow takes no numbers beyond 32 bits: what is outside of the image is cut to a little outside of it.
+            left, right = (min(max(x, -9), drawn.width + 9) for x in (box.x, box.x + box.width))
+            top, bottom = (min(max(y, -9), drawn.height + 9) for y in (box.y, box.y + box.height))
+            pen.rectangle((left, top, right, bottom), outline=colour, width=1 + min(drawn.size) // 300)
+            text = box.label if box.score is None else f"{box.label} {box.score:.2f}"
+            pen.text((left + 2, top + 1), text.encode("ascii", "replace").decode(), fill=colour)
+    written = io.BytesIO()
+    drawn.save(written, format="PNG")
+    return written.getvalue()
 
 
 def _markdown(table: Mapping[str, Any]) -> str:

@@ -74,7 +74,7 @@ def main() -> int:
             other = leftovers[0]
             done = other.step()
             if done.kind is StepKind.IDLE:
-                done = other.finish_dead()
+                done = other.finish_leftover()
             if done.kind is StepKind.PROGRESS:
                 wait_s = 0.0
             else:

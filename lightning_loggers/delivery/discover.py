@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_loggers import jobs
 from lightning_loggers.adapters.base import Adapter
 from lightning_loggers.adapters.registry import adapter_class
 from lightning_loggers.delivery.state import StateFile, TrackerState, state_name
@@ -122,7 +123,8 @@ class Target:
         """Whether the tracker shows the run as running although its processes died without a word."""
         # "preempted" stays open: the requeued job goes on with it.
         open_there = state.remote.id is not None and not is_terminal(state.status)
-        return open_there and state.wanted_status != "preempted" and not self.writer_alive()
+        left_open = state.wanted_status == "preempted" and not jobs.is_over(state.job)
+        return open_there and not left_open and not self.writer_alive()
 
 
 def writer_alive(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from typing_extensions import override
 
+from lightning_loggers import importing
 from lightning_loggers.delivery.discover import siblings
 from lightning_loggers.delivery.state import StateFile, TrackerState
 from lightning_loggers.delivery.worker import Step, StepKind, Worker
@@ -227,6 +228,10 @@ class ThreadHost(Host):
     def _run(self) -> None:
         worker = self._worker
         assert worker is not None
+        with importing.beside_training():
+            self._deliver(worker)
+
+    def _deliver(self, worker: Worker) -> None:
         leftovers = self._leftovers()
         while not worker.stopping.is_set():
             with _short_turns:
@@ -283,7 +288,7 @@ def leftover_workers(job: Job) -> list[Worker]:
 def _step_leftover(worker: Worker) -> Step:
     step = worker.step()
     if step.kind is StepKind.IDLE:
-        return worker.finish_dead()
+        return worker.finish_leftover()
     return step
 
 

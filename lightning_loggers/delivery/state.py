@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -29,6 +30,7 @@ class TrackerState(msgspec.Struct):
         reasons: Counts of rejections and retries by cause.
         status: What the tracker shows of the run.
         wanted_status: The last status record, for whoever closes a run whose process died.
+        job: What its processes' header said of the job they belong to (:func:`lightning_loggers.jobs.describe`).
     """
 
     tracker: str
@@ -42,6 +44,7 @@ class TrackerState(msgspec.Struct):
     reasons: dict[str, int] = {}
     status: str | None = None
     wanted_status: str | None = None
+    job: dict[str, Any] | None = None
 
     def count_reason(self, reason: str) -> None:
         """Count a cause; past 100 different ones they are counted together."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from lightning_loggers import jobs
 from lightning_loggers.adapters.base import Adapter, Context, Delivered, Fault, FaultKind, Outcome
 from lightning_loggers.adapters.fitting import KeyMap
 from lightning_loggers.adapters.registry import adapter_class
@@ -156,12 +157,15 @@ class Worker:
     def finish_dead(self) -> Step:
         """Close the run as failed if its processes have died without a word, once all of it is delivered.
 
-        A run that ended with a status keeps it; one that was preempted is left open for the job that continues it.
+        A run that ended with a status keeps it; one that was preempted is left open for the job that continues it, and
+        so is one whose launcher will start its processes again.
         """
         if self._lock is None or not self._lock.held or not self.needs_closing():
             return Step(StepKind.IDLE, POLL_S)
         state = self.state
         assert state is not None
+        if jobs.will_be_started_again(state.job):
+            return Step(StepKind.BUSY, POLL_S, "the launcher of its job starts it again")
         opened = self._open()
         if isinstance(opened, Fault):
             return self._failed(opened)
@@ -172,6 +176,15 @@ class Worker:
         state.status = RunStatus.FAILED.value
         self._save()
         return Step(StepKind.PROGRESS)
+
+    def finish_leftover(self) -> Step:
+        """As :meth:`finish_dead`, for another run than the host's own.
+
+        If an earlier start of this very job began it, it is left open: its logger may go on with it any moment.
+        """
+        if self.state is not None and jobs.began_before_restart(self.state.job):
+            return Step(StepKind.IDLE, POLL_S)
+        return self.finish_dead()
 
     @property
     def delivers(self) -> bool:
@@ -187,7 +200,8 @@ class Worker:
         state = self.state or self._load_state()
         if state is None or is_terminal(state.status) or state.remote.id is None:
             return False
-        return state.wanted_status != RunStatus.PREEMPTED and not self.writer_alive()
+        left_open = state.wanted_status == RunStatus.PREEMPTED and not jobs.is_over(state.job)
+        return not left_open and not self.writer_alive()
 
     def is_leftover(self, tracker: str, destination: str, options: Mapping[str, Any]) -> bool:
         """Whether this is a dead process's run for the given place, not all delivered; takes its options if so."""
@@ -393,6 +407,9 @@ class Worker:
         lines = [entry.line for entry in group]
         if isinstance(lines[0], Header):
             state.wanted_status = None  # a new session of the run has begun
+            if lines[0].rank == 0:
+                job = lines[0].environment.get("job")
+                state.job = job if isinstance(job, dict) else None
             self._move(stream, group)
             return Delivered()
         if not lines[0].kind:  # a line that only counts as delivered

@@ -56,6 +56,7 @@ _PLAIN = 2.0**63
 """Integers from here on are no 64-bit ones: pandas and every tracker refuse them, so they are kept as floats."""
 
 NormaliseMetrics = Callable[[Mapping[Any, Any]], tuple[dict[str, Any], list[Record]]]
+DeferMetrics = Callable[[Mapping[Any, Any], Any, int, Place | None], bool]
 
 _all_writers: "weakref.WeakSet[JournalWriter]" = weakref.WeakSet()
 
@@ -72,6 +73,8 @@ class JournalWriter:
         environment: Called once, at the first record; told in the header, for a person.
         normalise_metrics: Turns metrics that JSON cannot take as they stand into plain ones, and into other records
             for what is no number (:func:`lightning_loggers.values.metrics.normalise`).
+        defer_metrics: Asked before that, with metrics, step, time and place; returns whether it takes them, because
+            their values are not there yet, and will call :meth:`append_arrived`.
         notices: Where losses are told.
         segment_bytes: Size at which the next segment begins.
 
@@ -93,6 +96,7 @@ class JournalWriter:
         rank: int | Callable[[], int] = 0,
         environment: Callable[[], dict[str, Any]] = dict,
         normalise_metrics: NormaliseMetrics,
+        defer_metrics: DeferMetrics | None = None,
         notices: Notices | None = None,
         segment_bytes: int = DEFAULT_SEGMENT_BYTES,
     ) -> None:
@@ -107,6 +111,7 @@ class JournalWriter:
         self._rank = rank
         self._environment = environment
         self._normalise = normalise_metrics
+        self._defer = defer_metrics
         self._notices = notices or Notices()
         self._segment_bytes = segment_bytes
         self._fd = -1  # what appends write to; -1 sends the next append to _append_slowly
@@ -186,7 +191,7 @@ class JournalWriter:
         is left out and told.
         """
         try:
-            step = self._plain_step(record.step)
+            step = self.plain_step(record.step)
             if step is not record.step:
                 record = msgspec.structs.replace(record, step=step)
             line = encode_line(record)
@@ -286,12 +291,24 @@ class JournalWriter:
 
     def _append_unusual_metrics(self, metrics: Mapping[Any, Any], step: Any, time_ns: int, place: Place | None) -> None:
         """Append metrics that are not all plain finite numbers, or whose step is none."""
+        if self._defer is None or not self._defer(metrics, step, time_ns, place):
+            self.append_arrived(metrics, step, time_ns, place)
+
+    def append_arrived(self, metrics: Mapping[Any, Any], step: Any, time_ns: int, place: Place | None) -> None:
+        """Append metrics of any sort, whose values are there, under the time at which they were logged.
+
+        Args:
+            metrics: Metrics by key.
+            step: Step.
+            time_ns: When they were logged, nanoseconds since the epoch.
+            place: Where the training was then, if known.
+        """
         try:
             data, others = self._normalise(metrics)
         except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
             self._count_drop("unreadable metrics", 1, f"A call's metrics were not kept: {error!r}")
             return
-        step = self._plain_step(step)
+        step = self.plain_step(step)
         meta, epoch, phase = place or (None, None, None)
         if data:
             nonfinite = split_nonfinite(data)
@@ -302,7 +319,7 @@ class JournalWriter:
             record.meta = record.meta or meta
             self.append(record)
 
-    def _plain_step(self, step: Any) -> int | float | None:
+    def plain_step(self, step: Any) -> int | float | None:
         """The step as JSON takes it: numpy integers, tensors of one element and numeric strings are plain numbers."""
         if step is None or (type(step) is int and -(2**63) <= step < 2**63):
             return step

@@ -11,10 +11,10 @@ from typing_extensions import override
 from lightning_loggers.adapters.comet_sdk import load_sdk, server_and_key, server_option
 from lightning_loggers.aggregation import AggFunc
 from lightning_loggers.errors import ConfigurationError, TrackerUnavailableError
-from lightning_loggers.loggers import versions
 from lightning_loggers.loggers.journaled import DEFAULT_FINALIZE_TIMEOUT_S, JournaledLogger
 from lightning_loggers.notices import logger as log
 from lightning_loggers.policies import LogPolicy
+from lightning_loggers.records import Kind
 
 _CONFIG_ARGUMENTS = frozenset(
     {
@@ -118,6 +118,7 @@ class CometLogger(JournaledLogger):
             address = None  # the SDK reads it itself, wherever this run is delivered
         folder = given.get("offline_directory") or environment.get("COMET_OFFLINE_DIRECTORY") or "./.cometml-runs"
         self._config_arguments = given
+        self._graph_recorded = False
         super().__init__(
             name=project or "uncategorized",
             save_dir=os.path.expanduser(folder),
@@ -145,7 +146,20 @@ class CometLogger(JournaledLogger):
 
     @override
     def _new_version(self) -> str:
-        return versions.left_open(self._experiment_dir) or secrets.token_hex(16)  # which is the experiment's key
+        return self._left_open() or secrets.token_hex(16)  # which is the experiment's key
+
+    @override
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
+        """Record what the model is made of, once: Comet shows it as the run's graph. ``log_graph=False`` leaves it out.
+
+        Args:
+            model: The model.
+            input_array: Not needed; nothing is traced.
+        """
+        super().log_graph(model, input_array)
+        if not self._graph_recorded and self._config_arguments.get("log_graph") is not False:
+            self._graph_recorded = True
+            self._log_kind(Kind.GRAPH, "graph", model)
 
     @override
     def _native(self) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from lightning_loggers import importing
 from lightning_loggers.journal.blobs import safe_name
 from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.notices import Notices
@@ -222,13 +223,17 @@ class Encoder:
 
     def _runs(self) -> bool:
         if self._thread is None or not self._thread.is_alive():
-            thread = threading.Thread(target=self._work, name="lightning-loggers-encoding", daemon=True)
+            thread = threading.Thread(target=self._work_beside, name="lightning-loggers-encoding", daemon=True)
             try:
                 thread.start()
             except RuntimeError:  # the interpreter is shutting down
                 return False
             self._thread = thread
         return True
+
+    def _work_beside(self) -> None:
+        with importing.beside_training():
+            self._work()
 
     def _work(self) -> None:
         lingers_until = 0.0

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lightning_loggers import jobs
+
 _COMMIT = re.compile(r"[0-9a-f]{40,64}", re.ASCII)
 _MAX_REFS_BYTES = 2**20
 
@@ -30,18 +32,13 @@ def describe() -> dict[str, Any]:
         version = getattr(sys.modules.get(name), "__version__", None)
         if version is not None:
             facts[name] = str(version)
-    if (job := slurm_job()) is not None:
-        facts["slurm_job"] = job
+    if (slurm := jobs.slurm_job()) is not None:
+        facts["slurm_job"] = slurm
+    if (job := jobs.describe()) is not None:
+        facts["job"] = job
     if (commit := git_commit(Path.cwd())) is not None:
         facts["git_commit"] = commit
     return facts
-
-
-def slurm_job() -> str | None:
-    """The SLURM job, the same before and after a requeue; ``None`` outside of one."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
-    return re.sub(r"[^0-9A-Za-z_]", "_", job) if job else None
 
 
 def git_commit(folder: Path) -> str | None:

@@ -11,7 +11,6 @@ from typing import Any
 from typing_extensions import override
 
 from lightning_loggers.errors import ConfigurationError
-from lightning_loggers.loggers import versions
 from lightning_loggers.loggers.journaled import JournaledLogger
 from lightning_loggers.ranks import current_rank
 from lightning_loggers.records import Kind, Record, split_nonfinite
@@ -99,7 +98,7 @@ class FolderLogger(JournaledLogger):
     @override
     def _new_version(self) -> int | str:
         folder = self._experiment_dir
-        left = versions.left_open(folder)
+        left = self._left_open()
         if left is not None:
             number = _NUMBERED.fullmatch(left)
             return int(number[1]) if number else left

@@ -9,10 +9,12 @@ import msgspec
 
 from lightning_loggers.cadence import UNKNOWN, Cadence, Held, MetricWindow, Place
 from lightning_loggers.errors import NonFiniteError
+from lightning_loggers.loggers import arriving
 from lightning_loggers.loggers.trainer_context import Progress, StepAxis, TrainerContext
 from lightning_loggers.policies import LogLevel, LogPolicy, Window
 from lightning_loggers.ranks import current_rank
 from lightning_loggers.records import ONCE_A_RUN, Kind, Record, split_nonfinite
+from lightning_loggers.values.device import is_on_device
 from lightning_loggers.values.metrics import normalise, safe_str
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ class Gate:
         if policy is not None and self._cadence is not None:
             # With patterns of keys it is only asked at first: a call of which nothing is left is not to count.
             self.admits = self._cadence.would_admit if policy.keys else self._cadence.admits
+        # Merging values, or deciding by them, takes the values.
+        self._may_arrive = policy is not None and policy.nonfinite == "log" and not isinstance(policy.window, Window)
         self._window: MetricWindow | None = None
         if policy is not None and isinstance(policy.window, Window):
             self._window = MetricWindow(policy.window)
@@ -189,7 +193,11 @@ class Gate:
                 return
         if self._progress is not None:
             step = self._progress.axis_step(step, place)
-        numbers, others, nonfinite = self._plain(metrics)
+        plain = self._plain(metrics)
+        if plain is None:
+            self._log_arriving(metrics, step, place)
+            return
+        numbers, others, nonfinite = plain
         if nonfinite:
             nonfinite = self._treat(numbers, nonfinite, step)
         if window is not None:
@@ -210,8 +218,11 @@ class Gate:
                 'training is stopped because of LogPolicy(nonfinite="raise"). Use nonfinite="warn" to go on.'
             )
 
-    def _plain(self, metrics: Mapping[str, Any]) -> tuple[dict[str, Any], list[Record], dict[str, str] | None]:
-        """Numbers of the logger's own, records of other kinds, and which of the numbers are not finite."""
+    def _plain(self, metrics: Mapping[str, Any]) -> tuple[dict[str, Any], list[Record], dict[str, str] | None] | None:
+        """Numbers of the logger's own, records of other kinds, and which of the numbers are not finite.
+
+        ``None`` if some are on a device and need not be waited for.
+        """
         try:
             # As in the journal's writer: the sum of plain finite numbers is one.
             total = sum(metrics.values())
@@ -219,8 +230,26 @@ class Gate:
                 return metrics.copy(), [], None
         except Exception:  # noqa: BLE001, S110 - whatever a value's own arithmetic raises, the slow way deals with it
             pass
+        if self._may_arrive and any(map(is_on_device, metrics.values())):
+            return None
         numbers, others = normalise(metrics, self._tell)
         return numbers, others, split_nonfinite(numbers)
+
+    def _log_arriving(self, metrics: Mapping[str, Any], step: Any, place: Place) -> None:
+        """Record metrics with values on a device."""
+        logger = self._logger
+        if logger._start() is None:
+            return
+        level, phase, epoch, _ = place
+        samples = None if self._progress is None else self._progress.samples()
+        numbers = dict(metrics)
+        if self.policy is not None and self.policy.axes:
+            self._add_axes(numbers, epoch, samples)
+        numbers = {f"{logger._prefix}{key}": value for key, value in numbers.items()}
+        meta: dict[str, Any] = {} if level is None else {"level": _LEVEL_NAMES[level]}
+        if samples is not None:
+            meta["samples"] = samples
+        logger._append(numbers, step, (meta or None, epoch, phase))
 
     def _treat(self, numbers: dict[str, Any], nonfinite: dict[str, str], step: Any) -> dict[str, str] | None:
         """Do what the policy says; returns which of the numbers that are left are not finite."""
@@ -261,6 +290,8 @@ class Gate:
             if prefix:
                 numbers = {f"{prefix}{key}": value for key, value in numbers.items()}
                 nonfinite = nonfinite and {f"{prefix}{key}": name for key, name in nonfinite.items()}
+            if arriving.holds_up(self._logger, numbers):
+                arriving.drain(self._logger)  # so that no series goes back
             if meta is None and phase is None and epoch is None:
                 writer.append_metrics(numbers, step)
             else:

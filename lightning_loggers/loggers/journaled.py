@@ -13,25 +13,27 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from typing_extensions import override
 
+from lightning_loggers import jobs
 from lightning_loggers.adapters.base import unknown_option
 from lightning_loggers.adapters.registry import adapter_class, require_sdk
 from lightning_loggers.aggregation import AggFunc
 from lightning_loggers.base import DummyExperiment, LightningLoggerBase, rank_zero_experiment
 from lightning_loggers.delivery.hosts import DELIVERY_MODES, Host, Job, make_host
+from lightning_loggers.delivery.relay import Relay
 from lightning_loggers.delivery.state import TrackerState
 from lightning_loggers.delivery.worker import pending_of
 from lightning_loggers.errors import ConfigurationError, JournalError, NonFiniteError, TrackerUnavailableError
 from lightning_loggers.journal.layout import journal_dir, shared_run_dir
 from lightning_loggers.journal.reader import read_first_header
 from lightning_loggers.journal.writer import JournalWriter
-from lightning_loggers.loggers import encoding, environment, versions
+from lightning_loggers.loggers import arriving, encoding, environment, versions
 from lightning_loggers.loggers.checkpoints import CheckpointScanner
 from lightning_loggers.loggers.gate import Gate
 from lightning_loggers.loggers.kinds import Kinds
@@ -44,10 +46,11 @@ from lightning_loggers.notices import Notices
 from lightning_loggers.notices import logger as log
 from lightning_loggers.policies import LogLevel, LogPolicy
 from lightning_loggers.progress import delivery_bar
-from lightning_loggers.ranks import job_board, world_size
+from lightning_loggers.ranks import job_board, rank_by_variable, stand_alone, world_size
 from lightning_loggers.records import Blob, Kind, Place, Record, RunSpec, RunStatus, split_nonfinite
 from lightning_loggers.secrets import has_secret, strip_uri
-from lightning_loggers.values.metrics import normalise
+from lightning_loggers.values.device import is_on_device, metrics_on_their_way
+from lightning_loggers.values.metrics import as_number, normalise
 from lightning_loggers.values.params import flatten
 
 DEFAULT_FINALIZE_TIMEOUT_S = 30.0
@@ -149,12 +152,15 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
         self._starting = threading.RLock()  # reentrant: a signal handler may log while its own thread begins the run
         self._writer: JournalWriter | None = None
         self._host: Host | None = None
+        self._relay: Relay | None = None
         self._notices = Notices()
         self._append: Callable[..., None] = self._append_first
         self._proxy: NativeProxy | None = None
         self._place: Path | None = None  # the folder of the run's journal, once that has begun
         self._finalized_at = 0
         self._lost_inside = 0
+        self._waits_for_restart = False
+        self._told_of_refusal = False
         # None as long as there is nothing to decide and nobody who knows where the training is: the short way.
         self._gate: Gate | None = None if self._policy is None else Gate(self, self._policy)
 
@@ -200,6 +206,7 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
             return self._writer
         rank = self.worker_rank
         if rank != 0 and (self._policy is None or not self._policy.logs_on(rank)):
+            self._tell_of_refusal()
             return None
         with self._starting:  # of several threads that log first, one begins
             if self._writer is None:
@@ -208,9 +215,12 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
             if self._host is None:
                 self._host = self._make_host()
                 if rank == 0:
-                    versions.taken_up(self._experiment_dir, self._version_folder)
+                    self._note_run()
             _live.add(self)
             self._host.start()
+            self._relay = self._relay or self._make_relay(rank)
+            if self._relay is not None:
+                self._relay.start()
             self._append = self._writer.append_metrics
             return self._writer
 
@@ -229,8 +239,38 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
             rank=self.worker_rank,
             environment=environment.describe,
             normalise_metrics=lambda metrics: normalise(metrics, self._notices.tell_once),
+            defer_metrics=self._append_when_arrived,
             notices=self._notices,
         )
+
+    def _append_when_arrived(self, metrics: Mapping[Any, Any], step: Any, time_ns: int, place: Place | None) -> bool:
+        """Have metrics with values on a device recorded when those are there; returns whether there are any."""
+        writer, found = self._writer, None
+        with contextlib.suppress(Exception):  # no pinned memory, or the device is lost: asking for the values tells
+            found = None if is_on_device(step) else metrics_on_their_way(metrics)
+        if found is None or writer is None:
+            if arriving.holds_up(self, metrics):
+                arriving.drain(self)
+            return False
+        step = step if step is None or type(step) is int else writer.plain_step(step)
+        arriving.submit(arriving.Call(self, writer, self._notices, found[0], step, time_ns, place, found[1]))
+        self._append = self._append_in_turn
+        return True
+
+    def _append_in_turn(self, metrics: Mapping[str, Any], step: int | None, place: Place | None = None) -> None:
+        """Append metrics while values of earlier calls are on their way from a device."""
+        writer = self._writer
+        assert writer is not None
+        held_up = arriving.holds_up(self, metrics)
+        if held_up is None:  # the short way again
+            self._append = writer.append_metrics
+        elif held_up and not any(map(is_on_device, metrics.values())):
+            numbers = {key: as_number(value) for key, value in metrics.items()}
+            if None not in numbers.values() and (step is None or type(step) is int):
+                arriving.submit(arriving.Call(self, writer, self._notices, numbers, step, time.time_ns(), place))
+                return
+            arriving.drain(self)  # a value that its owner may change cannot wait
+        writer.append_metrics(metrics, step, place)
 
     def _make_host(self) -> Host:
         job = Job(
@@ -243,6 +283,21 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
             notices=self._notices,
         )
         return make_host(self._delivery if self.worker_rank == 0 else "offline", job)  # rank 0 delivers for all
+
+    def _make_relay(self, rank: int) -> Relay | None:
+        policy, me = self._policy, weakref.ref(self)
+        if policy is None or policy.rank_rules(None) is None:
+            return None
+
+        def job() -> str | None:
+            logger = me()
+            return None if logger is None or not logger._attempt else f"{logger._uid}/{logger._attempt}"
+
+        def ranks() -> Sequence[int]:
+            rules = policy.rank_rules(world_size())
+            return () if rules is None else rules.ranks
+
+        return Relay(self._run_dir, rank, job=job, ranks=ranks, notices=self._notices)
 
     def _record(self, kind: Kind, **fields: Any) -> None:
         writer = self._start()
@@ -306,10 +361,14 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
                 self._trainer = weakref.ref(trainer)
                 self._gate = self._gate or Gate(self, None)
                 self._gate.follow_trainer(trainer)
+            if getattr(trainer, "world_size", None) == 1:
+                stand_alone()
 
     @override
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
         """Keep checkpoints as ``log_model`` says: now (``"all"``, or all are saved anyway) or at the end."""
+        if self._relay is not None:
+            self._relay.hasten()  # an epoch has ended, or enough of it to be kept
         if self.worker_rank != 0:
             return
         try:
@@ -416,6 +475,12 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
 
     def _finish_encoding(self) -> None:
         """Have what is being encoded in the journal; what does not get there in time is told."""
+        if not arriving.drain(self):
+            self._notices.tell_once(
+                ("arriving", type(self)),
+                f"{type(self).__name__}: {arriving.pending(self)} calls of log_metrics wait for values from a device "
+                "that does not answer. They are recorded as soon as it does, and lost if the process ends before.",
+            )
         if not encoding.drain(self, encoding.DRAIN_TIMEOUT_S):
             self._notices.tell_once(
                 ("encoding", type(self)),
@@ -430,13 +495,17 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
             return
         if not writer.recorded and (self._policy is None or self._policy.logs_on(self.worker_rank)):
             return
-        if status is RunStatus.PREEMPTED:
-            with contextlib.suppress(OSError):
-                versions.leave_open(self._experiment_dir, self._version_folder)
+        if status is RunStatus.PREEMPTED and self.worker_rank == 0:
+            self._note_run(preempted=True)
+        failed = isinstance(sys.exc_info()[1], Exception)
+        self._waits_for_restart = status is RunStatus.PREEMPTED and failed and jobs.restarts_left() > 0
         self._record(Kind.STATUS, value=status.value)
         self._finalized_at = writer.recorded
         writer.flush()
         ends = {writer.stream: writer.position} if writer.stream is not None else {}
+        if self._relay is not None and (self.worker_rank != 0 or self._delivery == "offline"):
+            assert self._policy is not None
+            self._relay.finish(self._policy.rank_wait_s)  # on rank 0 delivery itself waits for the others
         if self.worker_rank != 0:
             return
         if self._delivery == "offline":
@@ -476,6 +545,8 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
             writer.close()
             if host is not None:
                 host.stop()
+            if self._relay is not None:
+                self._relay.close()
             self._append = self._append_first
             _live.discard(self)
         except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
@@ -488,9 +559,14 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
                 self._gate.flush()
         with contextlib.suppress(Exception):
             self._finish_encoding()
-        if self._writer is None or self._writer.recorded == self._finalized_at:
+        if self._writer is None:
             return
         error = getattr(sys, "last_type", None)
+        if self._writer.recorded == self._finalized_at:
+            if self._waits_for_restart and error is None:  # it failed, which the program got over
+                with contextlib.suppress(Exception):
+                    self._end(RunStatus.FAILED)
+            return
         if error is None:
             status = RunStatus.FINISHED
         else:
@@ -544,7 +620,16 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
         self._version_settled = board is not None
 
     def _new_version(self) -> int | str:
-        return versions.new_version(self._experiment_dir)
+        return versions.new_version(self._experiment_dir, self._board_key)
+
+    def _left_open(self) -> str | None:
+        """The run that this logger left open before the job was started again."""
+        return versions.left_open(self._experiment_dir, self._board_key)
+
+    def _note_run(self, *, preempted: bool = False) -> None:
+        """Note for the job, should it be started again, that this logger writes this run."""
+        folder = journal_dir(self._run_dir)
+        versions.note_run(self._experiment_dir, self._version_folder, self._board_key, folder, preempted=preempted)
 
     @property
     @override
@@ -599,7 +684,7 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
             dropped["internal fault"] = self._lost_inside
         if self._gate is not None:
             dropped |= self._gate.dropped
-        return Stats.of(state, pending + waiting + encoding.pending(self), dropped)
+        return Stats.of(state, pending + waiting + encoding.pending(self) + arriving.pending(self), dropped)
 
     @property
     @override
@@ -664,6 +749,7 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
             "_starting",
             "_writer",
             "_host",
+            "_relay",
             "_gate",
             "_append",
             "_proxy",
@@ -683,6 +769,23 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
         self._trainer = _nothing
         self._checkpoint_callback = None
         self._reset()
+
+    def _tell_of_refusal(self) -> None:
+        """Tell if nothing but a variable of the environment says that this process is another rank."""
+        if self._told_of_refusal:
+            return
+        self._told_of_refusal = True
+        told = rank_by_variable()
+        if told is not None and told[1] == self.worker_rank and world_size() is None:
+            variable, rank = told
+            log.info(
+                "%s records nothing in this process, as %s=%d says that it is one of several, whose rank 0 logs. If it "
+                "is a program of its own, start it without that variable: env -u %s ...",
+                type(self).__name__,
+                variable,
+                rank,
+                variable,
+            )
 
     def _start_over_in_child(self) -> None:
         """After ``fork``: the next record opens a stream and a host of this process."""
@@ -708,11 +811,13 @@ def _run_status(status: str) -> RunStatus:
     if status == "success":
         return RunStatus.FINISHED
     if status == "finished":  # Lightning's SLURM handler says this just before it requeues the job
-        return RunStatus.PREEMPTED if environment.slurm_job() is not None else RunStatus.FINISHED
+        return RunStatus.PREEMPTED if jobs.slurm_job() is not None else RunStatus.FINISHED
     if status in {"failed", "aborted"}:
         error = sys.exc_info()[1]
+        if isinstance(error, Exception) and jobs.restarts_left():
+            return RunStatus.PREEMPTED  # torchrun starts its processes again when one fails
         # SIGTERM in a SLURM job: it is preempted. (scancel sends the same; nothing tells it apart.)
-        if type(error).__name__ == "SIGTERMException" and environment.slurm_job() is not None:
+        if type(error).__name__ == "SIGTERMException" and jobs.slurm_job() is not None:
             return RunStatus.PREEMPTED
         return RunStatus.INTERRUPTED if isinstance(error, KeyboardInterrupt | SystemExit) else RunStatus.FAILED
     try:

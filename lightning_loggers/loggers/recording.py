@@ -25,6 +25,7 @@ from lightning_loggers.values import (
     tables,
     video,
 )
+from lightning_loggers.values.device import snapshot_of
 from lightning_loggers.values.metrics import safe_str
 from lightning_loggers.values.params import nested
 from lightning_loggers.values.plain import plain_json
@@ -115,8 +116,16 @@ def _linked(writer: JournalWriter, path: Path) -> Blob:
         raise _UnreadableFileError(f"{path} could not be kept ({error}).") from error
 
 
-def _from_snapshot(take: Callable[..., Snapshot], *, names_kind: bool = False) -> Callable[..., None]:
-    """The handler of a family of values."""
+def _from_snapshot(
+    take: Callable[..., Snapshot], *, names_kind: bool = False, may_arrive: bool = False
+) -> Callable[..., None]:
+    """The handler of a family of values.
+
+    Args:
+        take: Takes the snapshot.
+        names_kind: Whether it is told the kind.
+        may_arrive: Whether it looks at no element of a tensor, so that those may be on their way from a device.
+    """
     taken = frozenset(inspect.signature(take).parameters) - {"value", "identifier", "kind"}
 
     def handle(logger: "JournaledLogger", writer: JournalWriter, call: Call) -> None:
@@ -127,7 +136,10 @@ def _from_snapshot(take: Callable[..., Snapshot], *, names_kind: bool = False) -
         if names_kind:
             known = {**known, "kind": call.kind.value}
         record = stamped(logger, call.kind, id=call.identifier, step=call.step)
-        emit(logger, writer, record, take(call.value, call.identifier, **known))
+        if may_arrive:
+            emit(logger, writer, record, snapshot_of(take, call.value, call.identifier, **known))
+        else:
+            emit(logger, writer, record, take(call.value, call.identifier, **known))
 
     return handle
 
@@ -251,12 +263,12 @@ HANDLERS: Mapping[Kind, Callable[["JournaledLogger", JournalWriter, Call], None]
     Kind.TEXT: _inline(safe_str),
     Kind.DICT: _inline(plain_json),
     Kind.TABLE: _from_snapshot(tables.snapshot),
-    Kind.IMAGE: _from_snapshot(images.snapshot),
+    Kind.IMAGE: _from_snapshot(images.snapshot, may_arrive=True),
     Kind.FIGURE: _from_snapshot(figures.snapshot),
-    Kind.AUDIO: _from_snapshot(audio.snapshot),
-    Kind.VIDEO: _from_snapshot(video.snapshot),
-    Kind.HISTOGRAM: _from_snapshot(histograms.snapshot),
-    Kind.POINT_CLOUD: _from_snapshot(point_clouds.snapshot),
+    Kind.AUDIO: _from_snapshot(audio.snapshot, may_arrive=True),
+    Kind.VIDEO: _from_snapshot(video.snapshot, may_arrive=True),
+    Kind.HISTOGRAM: _from_snapshot(histograms.snapshot, may_arrive=True),
+    Kind.POINT_CLOUD: _from_snapshot(point_clouds.snapshot, may_arrive=True),
     Kind.ARTIFACT: _artifact,
     Kind.MODEL: _model,
     Kind.BEST_MODEL: _model,

@@ -6,9 +6,13 @@ from typing import Any
 import numpy as np
 
 from lightning_loggers.errors import UnsuitableValueError
+from lightning_loggers.values.device import host_copy
 from lightning_loggers.values.snapshots import origins
 
 Array = np.ndarray[Any, Any]
+
+_QUICK_BYTES = 4 * 2**20
+"""What is copied in less time than waiting for the interpreter may take."""
 
 _NUMPY_FLOATS = ("torch.float16", "torch.float32", "torch.float64")
 
@@ -73,19 +77,24 @@ def snapshot(value: Any) -> Array:
     array([1., 1.], dtype=float32)
     """
     array, own = view(value)
-    return array if own else array.copy("K")
+    if own:
+        return array
+    if array.nbytes <= _QUICK_BYTES and array.flags.c_contiguous and array.ndim:
+        # numpy gives up the interpreter to copy, and has to wait for it again while another thread encodes.
+        return np.ndarray(array.shape, array.dtype, bytearray(array))
+    return array.copy("K")
 
 
-def _of_tensor(tensor: Any) -> tuple[Array, bool]:
-    tensor, own = tensor.detach(), False
+def _of_tensor(value: Any) -> tuple[Array, bool]:
+    tensor, own = value.detach(), False
     if tensor.layout is not _strided(tensor):
         tensor, own = tensor.to_dense(), True
     if tensor.is_quantized:
         tensor, own = tensor.dequantize(), True
-    if tensor.device.type != "cpu":
-        tensor, own = tensor.cpu(), True
     if tensor.is_floating_point() and str(tensor.dtype) not in _NUMPY_FLOATS:  # bfloat16, float8
         tensor, own = tensor.float(), True
+    if tensor.device.type != "cpu":
+        tensor, own = host_copy(tensor, of=value), True
     tensor = tensor.resolve_conj().resolve_neg()
     return tensor.numpy(), own
 

@@ -15,6 +15,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,13 +117,11 @@ def snapshot(
         suffix = next((suffix for magic, suffix in _MAGIC.items() if value.startswith(magic)), None)
         if suffix is None:
             raise unsuitable("image", identifier, f"{len(value)} bytes of an unknown format", ACCEPTED)
-        meta = {"details": [{"caption": str(caption)}]} if caption else None
-        return Ready(Encoded([(f"image{suffix}", value)], meta=meta))
+        return _of_file([(f"image{suffix}", value)], (), identifier, caption=caption, masks=masks, boxes=boxes)
     path = as_path(value)
     if path is not None:
-        ready = existing_file("image", identifier, path, SUFFIXES)
-        meta = {"details": [{"caption": str(caption)}]} if caption else None
-        return Ready(Encoded(meta=meta), ready.paths)
+        existing = existing_file("image", identifier, path, SUFFIXES)
+        return _of_file([], existing.paths, identifier, caption=caption, masks=masks, boxes=boxes)
     is_list = isinstance(value, list | tuple) and bool(value) and not isinstance(value[0], int | float | list | tuple)
     items = list(value) if is_list else [value]
     captions = caption if isinstance(caption, list | tuple) else [caption] * len(items)
@@ -145,9 +144,20 @@ def snapshot(
     return _Images(pixels, layouts, grid, normalize, details if not batches or grid else (), overlays, size_bytes)
 
 
-def add_overlays(
-    details: list[dict[str, Any]], overlays: list[Array], masks: Any, boxes: Any, identifier: str
-) -> None:
+def _of_file(
+    files: list[tuple[str, Content]], paths: Sequence[Path], identifier: str, *, caption: Any, masks: Any, boxes: Any
+) -> Ready:
+    """An image that is a file already, and what is said of it."""
+    detail: dict[str, Any] = {} if not caption else {"caption": str(caption)}
+    overlays: list[Array] = []
+    add_overlays([detail], overlays, masks, boxes, identifier)
+    for mask in detail.get("masks", {}).values():
+        mask["mask_blob"] += 1  # behind the image
+    files = [*files, *(("mask.npy", npy(mask)) for mask in overlays)]
+    return Ready(Encoded(files, meta={"details": plain_json([detail])} if detail else None), paths)
+
+
+def add_overlays(details: list[dict[str, Any]], overlays: list[Array], masks: Any, boxes: Any, identifier: str) -> None:
     """Add masks and boxes to what is said of images.
 
     Args:

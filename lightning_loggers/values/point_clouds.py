@@ -19,6 +19,8 @@ ACCEPTED = (
     "(N, 3), (N, 6) with red, green and blue (0 to 255, or floats within 0 and 1), or a batch (B, N, 3) or (B, N, 6); "
     "a file's path"
 )
+_XYZ = ["float x", "float y", "float z"]
+_RGB = ["uchar red", "uchar green", "uchar blue"]
 _POINT = np.dtype([("xyz", "<f4", 3)])
 _COLOURED = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)])
 
@@ -72,13 +74,13 @@ def ply(cloud: Array) -> bytes:
     """A PLY file of points (N, 3) or (N, 6)."""
     points = np.zeros(len(cloud), _COLOURED if cloud.shape[1] == 6 else _POINT)
     points["xyz"] = cloud[:, :3]
-    properties = ["float x", "float y", "float z"]
+    properties = _XYZ
     if cloud.shape[1] == 6:
         colours = np.nan_to_num(cloud[:, 3:].astype(np.float64))
         if cloud.dtype.kind == "f" and colours.size and colours.max() <= 1:
             colours = np.rint(colours * 255)
         points["rgb"] = np.clip(colours, 0, 255)
-        properties += ["uchar red", "uchar green", "uchar blue"]
+        properties = _XYZ + _RGB
     lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
     lines += [f"property {name}" for name in properties] + ["end_header", ""]
     return "\n".join(lines).encode() + points.tobytes()
@@ -94,8 +96,10 @@ def read_ply(content: bytes) -> tuple[Array, Array | None]:
     (array([[1., 2., 3.]], dtype=float32), None)
     """
     header, found, data = content.partition(b"end_header\n")
-    if not found or b"binary_little_endian" not in header:
-        raise ValueError("no binary little-endian PLY file")
-    dtype = _COLOURED if b"uchar red" in header else _POINT
+    lines = header.decode("ascii", "replace").splitlines()
+    properties = [line.removeprefix("property ") for line in lines if line.startswith("property ")]
+    if not found or "format binary_little_endian 1.0" not in lines or properties not in (_XYZ, _XYZ + _RGB):
+        raise ValueError("no binary little-endian PLY file of points and colours alone")
+    dtype = _COLOURED if len(properties) > len(_XYZ) else _POINT
     points = np.frombuffer(data, dtype)
     return points["xyz"], points["rgb"] if dtype is _COLOURED else None

@@ -1,0 +1,154 @@
+"""Metrics whose values are still on their way from a device: a thread appends them when they are there.
+
+Each record has the time of its log call. Calls with values on a device are recorded in the order in which they were
+made. A call with plain numbers is recorded at once, as ever, unless one of its names is among those on their way: then
+it waits for its turn, so that no series goes back.
+"""
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_loggers.journal.writer import JournalWriter
+from lightning_loggers.notices import Notices
+from lightning_loggers.records import Place
+from lightning_loggers.values.device import Arrival
+
+DRAIN_TIMEOUT_S = 120.0
+_POLL_S = 0.002
+
+
+class Arrivals:
+    """The calls under way, of all loggers of the process, and the thread that waits for them.
+
+    Guarantees:
+        - One call after the other, in the order of their submission.
+        - What cannot be fetched (the device failed) is counted and told, and holds up nothing.
+        - A forked child begins empty; what is under way is its parent's.
+    """
+
+    def __init__(self) -> None:
+        self._order: deque[Call] = deque()
+        self._queue: queue.SimpleQueue[Call] = queue.SimpleQueue()  # a signal handler may use it
+        self._thread: threading.Thread | None = None
+
+    def submit(self, call: "Call") -> None:
+        """Have a call recorded when its values are there."""
+        self._order.append(call)
+        if self._runs():
+            self._queue.put(call)
+        else:  # the interpreter is shutting down
+            self._finish(call)
+
+    def of(self, owner: Hashable) -> list["Call"]:
+        """An owner's calls under way."""
+        return [call for call in list(self._order) if call.owner is owner] if self._order else []
+
+    def drain(self, owner: Hashable, timeout_s: float) -> bool:
+        """Wait until everything of an owner is recorded.
+
+        Returns:
+            Whether it is.
+        """
+        deadline = time.monotonic() + timeout_s
+        while self.of(owner):
+            if time.monotonic() > deadline or threading.current_thread() is self._thread:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+    def _runs(self) -> bool:
+        if self._thread is None or not self._thread.is_alive():
+            thread = threading.Thread(target=self._work, name="lightning-loggers-arrivals", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return False
+            self._thread = thread
+        return True
+
+    def _work(self) -> None:
+        while True:
+            self._finish(self._queue.get())
+
+    def _finish(self, call: "Call") -> None:
+        call.record()
+        self._order.remove(call)  # only now: whoever drains must find it until it is recorded
+
+    def start_over_in_child(self) -> None:
+        """After ``fork``."""
+        self.__init__()  # type: ignore[misc]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """One log call whose values are not all there.
+
+    Attributes:
+        owner: Who can :func:`drain` it.
+        writer: The journal.
+        notices: Where what goes wrong is told.
+        metrics: Numbers, and tensors of the host that are being filled.
+        step: Step.
+        time_ns: When it was made.
+        place: Where the training was.
+        arrivals: When the values are there.
+    """
+
+    owner: Hashable
+    writer: JournalWriter
+    notices: Notices
+    metrics: Mapping[str, Any]
+    step: Any
+    time_ns: int
+    place: Place | None
+    arrivals: Sequence[Arrival] = ()
+
+    def record(self) -> None:
+        """Wait for the values and append them; what cannot be fetched is counted and told."""
+        try:
+            for arrival in self.arrivals:
+                arrival.synchronize()
+            self.writer.append_arrived(self.metrics, self.step, self.time_ns, self.place)
+        except Exception as error:  # noqa: BLE001 - seam: whatever a device that failed raises must end nothing else
+            dropped = self.writer.dropped
+            dropped["not fetched"] = dropped.get("not fetched", 0) + 1
+            self.notices.tell_once(
+                ("arrivals", type(error)),
+                f"Metrics {', '.join(map(repr, self.metrics))[:200]} of step {self.step} could not be fetched from "
+                f"their device and are not kept ({type(error).__name__}: {error}). Training goes on.",
+                level=logging.WARNING,
+            )
+
+
+_arrivals = Arrivals()
+os.register_at_fork(after_in_child=_arrivals.start_over_in_child)
+
+
+def submit(call: Call) -> None:
+    """Have metrics recorded when their values are there, after what was submitted before."""
+    _arrivals.submit(call)
+
+
+def holds_up(owner: Hashable, metrics: Mapping[str, Any]) -> bool | None:
+    """Whether an earlier value of one of these names is under way; ``None`` if nothing of the owner is."""
+    calls = _arrivals.of(owner)
+    if not calls:
+        return None
+    return any(not metrics.keys().isdisjoint(call.metrics) for call in calls)
+
+
+def drain(owner: Hashable, timeout_s: float = DRAIN_TIMEOUT_S) -> bool:
+    """Wait until everything of an owner is recorded; see :meth:`Arrivals.drain`."""
+    return _arrivals.drain(owner, timeout_s)
+
+
+def pending(owner: Hashable) -> int:
+    """How many of an owner's calls are under way."""
+    return len(_arrivals.of(owner))
