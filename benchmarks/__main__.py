@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import in_trainer, log_path, merging, outage, scaling, suite
+from benchmarks import in_trainer, log_path, merging, outage, ranks, scaling, suite
 
 _MARK = "<!-- below: written by `python -m benchmarks --write` -->"
 
@@ -34,6 +34,7 @@ def main() -> None:
         "merging",
         "image",
         "outage",
+        "ranks",
         "scaling",
     )
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -76,6 +77,9 @@ def main() -> None:
             ),
             "image": lambda: suite.image(report, size, uri),
             "outage": lambda: paragraph("A server that is killed", outage.table(*((3, 1) if quick else (60, 20)))),
+            "ranks": lambda: paragraph(
+                "Ranks beside a server that hangs", ranks.table(uri, *((3, 1) if quick else (200, 8)))
+            ),
             "scaling": lambda: paragraph("Many runs, many ranks", scaling.table(quick=quick)),
         }
         for part in chosen:

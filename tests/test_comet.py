@@ -296,6 +296,7 @@ def test_offline_fit_becomes_an_archive_that_comet_uploads(tmp_path: Path) -> No
     assert shown(experiment, "p_loss") == expected
     assert shown(experiment, "p_test_loss") == logged(run_dir(logger), "p_test_loss") != []
     assert {point["epoch"] for point in experiment.points if point["metricName"] == "p_loss"} == {0}
+    assert experiment.graph == str(model)
     assert (experiment.key, experiment.project, experiment.workspace) == (logger.version, "digits", "team")
     assert (experiment.others["Name"], experiment.others["Created from"]) == ("first", "pytorch-lightning")
     assert (experiment.tags, experiment.params["width"], experiment.error) == (["a", "b"], 4, None)
@@ -569,6 +570,7 @@ def test_online_fit_is_read_back(tmp_path: Path, standin: CometStandIn) -> None:
     assert shown(experiment, "loss") == logged(run_dir(logger), "loss")
     assert len(shown(experiment, "loss")) == 20
     assert len(shown(experiment, "test_loss")) == 1
+    assert experiment.graph == str(model)
     assert (experiment.key, experiment.project, experiment.workspace) == (logger.version, "digits", "team")
     assert (experiment.others["Name"], experiment.others["Created from"]) == ("first", "pytorch-lightning")
     assert (experiment.tags, experiment.params["width"], experiment.state) == (["a"], 4, "finished")
