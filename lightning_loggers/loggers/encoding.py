@@ -33,43 +33,32 @@ _LINGER_S = 0.2
 """How long the thread looks for more by itself: waking it costs a log call as much as copying an image."""
 
 
-class Job:
+class Job(msgspec.Struct, eq=False):
     """One value on its way into the journal.
 
-    Args:
+    Attributes:
         owner: Whose it is.
         writer: The journal.
         notices: Where what goes wrong is told.
-        record: All but what encoding adds.
-        snapshot: The value.
+        record: All but what encoding adds; ``None`` once it is appended, or if it cannot be encoded.
+        snapshot: The value, until it is encoded.
+        size_bytes: What that holds in memory.
+        series: The record's kind and identifier.
+        runner: The thread that encodes it now.
+        ready: Whether it is encoded.
+        committed: Whether its record is in the journal.
     """
 
-    __slots__ = (
-        "_notices",
-        "committed",
-        "owner",
-        "ready",
-        "record",
-        "runner",
-        "series",
-        "size_bytes",
-        "snapshot",
-        "writer",
-    )
-
-    def __init__(
-        self, owner: Hashable, writer: JournalWriter, notices: Notices, record: Record, snapshot: Snapshot
-    ) -> None:
-        self.owner = owner
-        self.writer = writer
-        self.record: Record | None = record
-        self.series = (record.kind, record.id)
-        self.snapshot: Snapshot | None = snapshot
-        self.size_bytes = snapshot.size_bytes
-        self.runner: int | None = None
-        self.ready = False
-        self.committed = False
-        self._notices = notices
+    owner: Any
+    writer: JournalWriter
+    notices: Notices
+    record: Record | None
+    snapshot: Any
+    size_bytes: int
+    series: tuple[str, str | None]
+    runner: int | None = None
+    ready: bool = False
+    committed: bool = False
 
     def encode(self) -> None:
         """Make the files and put them into the blob folder; what cannot be is counted and told."""
@@ -79,13 +68,13 @@ class Job:
         try:
             encoded = snapshot.encode()
             for cause, message in encoded.notes:
-                self._notices.tell_once((record.kind, record.id, cause), f"{record.kind} {record.id!r}: {message}")
+                self.notices.tell_once((record.kind, record.id, cause), f"{record.kind} {record.id!r}: {message}")
             self.record = completed(record, encoded, store(self.writer, encoded))
         except Exception as error:  # noqa: BLE001 - seam: a value that cannot be encoded must end nothing else
             self.record = None
             reason = "disk refused" if isinstance(error, OSError) else "not encoded"
             self.writer.dropped[reason] = self.writer.dropped.get(reason, 0) + 1
-            self._notices.tell_once(
+            self.notices.tell_once(
                 ("encoding", record.kind, record.id, type(error)),
                 f"{record.kind} {record.id!r} could not be encoded and is not kept ({type(error).__name__}: {error}). "
                 "Training goes on.",
@@ -310,7 +299,7 @@ def submit(
         snapshot: The value.
         ready: Whether there is nothing left to encode.
     """
-    job = Job(owner, writer, notices, record, snapshot)
+    job = Job(owner, writer, notices, record, snapshot, snapshot.size_bytes, (record.kind, record.id))
     (_encoder.add_ready if ready else _encoder.submit)(job)
 
 

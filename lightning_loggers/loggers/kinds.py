@@ -338,17 +338,17 @@ class Kinds:
             not_logged(logger, kind, identifier, error)
 
 
+_KINDS = {kind.value: kind for kind in LOGGABLE}
+
+
 def as_kind(kind: str) -> Kind:
     """The kind of that name.
 
     Raises:
         ConfigurationError: If there is none; the message lists them.
     """
-    try:
-        known = Kind(kind)
-    except ValueError:
-        known = Kind.STATUS
-    if known is Kind.STATUS:
+    known = _KINDS.get(kind) if isinstance(kind, str) else None
+    if known is None:
         raise unknown_option("kind", kind, [one.value for one in LOGGABLE])
     return known
 

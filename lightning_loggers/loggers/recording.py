@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from lightning_loggers.errors import ConfigurationError, MissingDependencyError, UnsuitableValueError
 from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.loggers import encoding
@@ -48,20 +50,15 @@ class _UnreadableFileError(Exception):
     """A user's file."""
 
 
-class Call:
+class Call(msgspec.Struct, gc=False):
     """One log call, once it is clear that it is recorded."""
 
-    __slots__ = ("identifier", "kind", "kwargs", "step", "strict", "value")
-
-    def __init__(  # noqa: PLR0917 - as above
-        self, kind: Kind, identifier: str, value: Any, step: Any, strict: bool, kwargs: dict[str, Any]
-    ) -> None:
-        self.kind = kind
-        self.identifier = identifier
-        self.value = value
-        self.step = step
-        self.strict = strict
-        self.kwargs = kwargs
+    kind: Kind
+    identifier: str
+    value: Any
+    step: Any
+    strict: bool
+    kwargs: dict[str, Any]
 
 
 def not_logged(logger: "JournaledLogger", kind: Kind, identifier: Any, error: Exception) -> None:
@@ -92,7 +89,7 @@ def stamped(logger: "JournaledLogger", kind: Kind, **fields: Any) -> Record:
     _last_ns = now
     if logger._gate is not None:
         fields = logger._gate.placed(kind, fields)
-    return Record(now, kind.value, **fields)
+    return Record(now, kind._value_, **fields)
 
 
 def emit(logger: "JournaledLogger", writer: JournalWriter, record: Record, snapshot: Snapshot) -> None:

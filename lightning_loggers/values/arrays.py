@@ -56,13 +56,13 @@ def view(value: Any) -> tuple[Array, bool]:
 
 def type_of(value: Any) -> str:
     """The name of a tensor's or array's type, such as ``float32``; empty for what has none, such as a list."""
-    dtype = getattr(value, "dtype", None)
-    return "" if dtype is None else _name_of(dtype)
+    return name_of(getattr(value, "dtype", None))
 
 
 @functools.lru_cache(maxsize=256)
-def _name_of(dtype: Any) -> str:
-    return str(dtype).rpartition(".")[2]
+def name_of(dtype: Any) -> str:
+    """The name of a type of elements; empty for ``None``."""
+    return "" if dtype is None else str(dtype).rpartition(".")[2]
 
 
 def snapshot(value: Any) -> Array:

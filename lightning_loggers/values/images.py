@@ -189,23 +189,24 @@ def add_overlays(details: list[dict[str, Any]], overlays: list[Array], masks: An
 
 def _checked_layout(item: Any, identifier: str, layout: str | None) -> str:
     """The meaning of each dimension: HW, CHW, HWC, BHW, BCHW, BHWC, or PIL."""
-    if "PIL" in origins(item):
-        return "PIL"
-    shape = arrays.shape_of(item)
+    shape = item.shape if type(item) is np.ndarray else arrays.shape_of(item)
     if shape is None:
+        if "PIL" in origins(item):
+            return "PIL"
         try:
             shape = arrays.view(item)[0].shape
         except UnsuitableValueError as error:
             raise unsuitable("image", identifier, str(error), ACCEPTED) from None
-    found = _known_layout(type(item), shape, arrays.type_of(item), layout)  # type: ignore[arg-type, unused-ignore]
+    found = _known_layout(type(item), shape, getattr(item, "dtype", None), layout)  # type: ignore[arg-type, unused-ignore]
     if isinstance(found, str):
         return found
     raise unsuitable("image", identifier, *found)
 
 
 @functools.lru_cache(maxsize=1024)
-def _known_layout(kind: type, shape: tuple[int, ...], dtype: str, layout: str | None) -> str | tuple[str, str]:
+def _known_layout(kind: type, shape: tuple[int, ...], dtype_: Any, layout: str | None) -> str | tuple[str, str]:
     """The layout, or what is wrong and what is accepted; remembered: a program logs a few shapes again and again."""
+    dtype = arrays.name_of(dtype_)
     if layout is not None and layout.upper() not in {"CHW", "HWC"}:
         return f"given with layout={layout!r}", "layout='CHW' or 'HWC'"
     wanted = layout.upper() if layout else "CHW" if "torch" in origins_of(kind) else "HWC"
@@ -234,13 +235,13 @@ def layout_of(shape: Sequence[int], wanted: str, *, strict: bool = False) -> str
 
 
 def _copied(item: Any, identifier: str) -> Any:
-    if "PIL" in origins(item):
+    if type(item) is not np.ndarray and "PIL" in origins(item):
         return item.copy()
     try:
         pixels = arrays.snapshot(item)
     except UnsuitableValueError as error:
         raise unsuitable("image", identifier, str(error), ACCEPTED) from None
-    if pixels.dtype != _UINT8 and pixels.dtype.kind in "iu":  # a list of numbers has no type of its own
+    if pixels.dtype is not _UINT8 and pixels.dtype.kind in "iu":  # a list of numbers has no type of its own
         if pixels.min() < 0 or pixels.max() > 255:
             raise unsuitable("image", identifier, f"integers from {pixels.min()} to {pixels.max()}", ACCEPTED)
         pixels = pixels.astype(np.uint8)

@@ -41,13 +41,16 @@ class Once:
         return self._value
 
 
+_LAZY = (Once, *_FUNCTIONS)
+
+
 def is_lazy(value: Any) -> bool:
     """Whether a value is a function to be called for the value; a model, which can be called too, is a value.
 
     >>> is_lazy(lambda: 1), is_lazy(functools.partial(int, "3")), is_lazy(int), is_lazy(3)
     (True, True, False, False)
     """
-    return isinstance(value, (Once, *_FUNCTIONS))
+    return isinstance(value, _LAZY)
 
 
 def shared(value: Any, depth: int = 2) -> Any:
