@@ -1,6 +1,7 @@
 """What many runs and many ranks cost: one server under 16 runs, a follower over many folders, merging over ranks."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import resource
@@ -14,8 +15,11 @@ from pathlib import Path
 from benchmarks import suite
 from benchmarks.postgres import binaries, postgres
 from lightning_loggers.delivery.merging import RankMerger
+from lightning_loggers.delivery.relay import Relay
 from lightning_loggers.journal.reader import Entry, Position
-from lightning_loggers.records import RankRules, Record, encode_line
+from lightning_loggers.journal.writer import JournalWriter
+from lightning_loggers.notices import Notices
+from lightning_loggers.records import RankRules, Record, RunSpec, encode_line
 
 _TRAIN = """
 import json, sys, threading
@@ -54,6 +58,11 @@ def table(*, quick: bool) -> list[str]:
         f"| merging steps of 5 metrics over {ranks} ranks | {merging(ranks, 200 if quick else 2000):,.0f} records a second |"
         for ranks in (8, 64)
     ]
+    records_s, mib_s = relayed(500 if quick else 100_000)
+    lines.append(
+        f"| a rank's journal sent to rank 0 through the job's store (loopback, both ends in one process) "
+        f"| {records_s:,.0f} records, {mib_s:,.1f} MiB a second |"
+    )
     metrics = {f"metric_{key}": key + 1 / 7 for key in range(5)}
     lines.append(
         f"| a record of 5 metrics in the journal | {len(encode_line(Record(time.time_ns(), 'metric', 1000, metrics)))} bytes |"
@@ -63,7 +72,7 @@ def table(*, quick: bool) -> list[str]:
 
 def crowds(*, quick: bool) -> Iterator[tuple[str, float, int, int]]:
     """Store, points a second, points and runs: from the first process's start until all are delivered."""
-    programs = binaries()
+    programs = binaries() if importlib.util.find_spec("psycopg2") else None
     processes, runs, steps = (1, 2, 20) if quick else (4, 4, 2000)
     stores = [("SQLite, 2 workers", "", 2)]
     if programs is not None and not quick:
@@ -138,3 +147,42 @@ def merging(ranks: int, steps: int) -> float:
         given += len(merger.take(0.0))
     assert given >= steps - 100
     return ranks * steps / (time.perf_counter() - begun)
+
+
+def relayed(records: int) -> tuple[float, float]:
+    """Records of 5 metrics, and MiB, a second that come from another node's rank to rank 0."""
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with tempfile.TemporaryDirectory() as folder:
+        notices, run_dirs = Notices(), [Path(folder) / node / "e" / "v" for node in ("node0", "node1")]
+        run = RunSpec("u" * 32, "e", "v", "memory", {}, RankRules((0, 1)))
+        writers, relays = [], []
+        for rank, run_dir in enumerate(run_dirs):
+            writers.append(
+                JournalWriter(run_dir / "journal", run, rank=rank, normalise_metrics=lambda found: (found, []))
+            )
+            relays.append(
+                Relay(
+                    run_dir, rank, job=lambda: "run/1", ranks=lambda: (0, 1), notices=notices, find_store=lambda: store
+                )
+            )
+        writers[0].append_metrics({"loss": 1.0}, 0)
+        for step in range(records):
+            writers[1].append_metrics({f"metric_{key}": key + step / 7 for key in range(5)}, step)
+        writers[1].flush()
+        sent, copied = (run_dir / "journal" / "rank1.jsonl" for run_dir in reversed(run_dirs))
+        begun = time.perf_counter()
+        for relay in relays:
+            relay.start()
+        size = sent.stat().st_size
+        while not copied.exists() or copied.stat().st_size < size:
+            if time.perf_counter() - begun > 300:
+                raise RuntimeError("The ranks' journals did not come together.")
+            time.sleep(0.01)
+        seconds = time.perf_counter() - begun
+        for writer, relay in zip(writers, relays, strict=True):
+            writer.close()
+            relay.close()
+            relay.join(10.0)
+    return records / seconds, size / 2**20 / seconds

@@ -35,7 +35,7 @@ class Size:
     """How much is measured."""
 
     repeats: int = 5
-    calls: int = 20_000
+    calls: int = 5_000
     points: int = 50_000
     epochs: int = 3
     busy_s: float = 2.5
@@ -161,7 +161,7 @@ def calls(report: Report, size: Size, uri: str) -> None:
             median = statistics.median(values)
             times = [
                 percentiles(r["seconds"])["median"] / percentiles(r["floor"])["median"] for r in found[name]
-            ]  # the floor is measured beside it, call by call
+            ]  # the floor is measured in turn with it, call by call
             lines.append(
                 [name, keeps, _spread(values, ".1f"), f"{tail['p99']:,.0f}", f"{tail['longest']:,.0f}", _spread(times, ".1f")]
             )  # fmt: skip
@@ -170,7 +170,7 @@ def calls(report: Report, size: Size, uri: str) -> None:
         report.table(
             f"A call of {count} metrics",
             f"`log_metrics` and `save`, microseconds in the training thread; medians of {size.repeats} processes each, in "
-            "turn, with the lowest and highest; p99 and longest over all calls. A call a millisecond; after each, the floor's is measured, too.",
+            "turn, with the lowest and highest; p99 and longest over all calls. A call every two milliseconds, and the floor's between two.",
             ["logger", "kept after SIGKILL", "median", "p99", "longest", "times the floor"],
             lines,
         )
