@@ -56,6 +56,8 @@ class Cadence:
         "_last",
         "_level",
         "_passed",
+        "_rank",
+        "_rank_logs",
         "_ranked",
         "_rates",
         "policy",
@@ -78,6 +80,8 @@ class Cadence:
         # Rank 0 alone is the default and is seen to where the journal is begun.
         self._ranked = policy.log_on_workers != 0
         self._here: bool | None = None  # whether this rank records, where that cannot change
+        self._rank: int | None = None  # that it was last
+        self._rank_logs = False
         self._passed: dict[str | None, _Passed] = {}
         self._last: _Passed | None = None  # of these, the one asked for last
 
@@ -144,14 +148,18 @@ class Cadence:
         passed.next_s = 0.0 if interval_s is None else self._clock() + interval_s
 
     def _on_this_rank(self) -> bool:
-        return self.policy.logs_on(_rank())
+        rank = _rank()
+        if rank != self._rank:
+            self._rank, self._rank_logs = rank, self.policy.logs_on(rank)
+        return self._rank_logs
 
 
 def _rank() -> int:
     """As :func:`current_rank`; a rank of torch.distributed is remembered, since asking for it takes a microsecond."""
     global _known_rank  # noqa: PLW0603 - one process has one rank
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_initialized():
+    # "is_initialized" is missing while the module is being imported and in builds of torch without it.
+    is_initialized = getattr(sys.modules.get("torch.distributed"), "is_initialized", None)
+    if is_initialized is None or not is_initialized():
         _known_rank = None
         return launched_rank()
     if _known_rank is None:

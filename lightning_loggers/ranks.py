@@ -49,7 +49,7 @@ def launched_rank() -> int:
     rank = getattr(getattr(rank_zero, "rank_zero_only", None), "rank", None)
     if rank:
         return int(rank)
-    told = rank_by_variable()
+    told = _by_variable if _variables_read else rank_by_variable()
     return 0 if told is None or (rank == 0 and told[0] in _READ_BY_LIGHTNING) else told[1]
 
 
