@@ -58,9 +58,10 @@ class _Finder(MetaPathFinder):
         if "." in fullname or not getattr(_this_thread, "imports_beside", False):
             return None
         for finder in sys.meta_path:
-            if finder is not self and (spec := finder.find_spec(fullname, path, target)) is not None:
+            find = None if finder is self else getattr(finder, "find_spec", None)  # very old ones have none
+            if find is not None and (spec := find(fullname, path, target)) is not None:
                 _have_arrive(spec)
-                return spec
+                return spec  # type: ignore[no-any-return]
         return None
 
 
