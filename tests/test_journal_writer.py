@@ -1272,3 +1272,32 @@ def test_a_line_is_decoded_as_it_was_encoded() -> None:
         "train", 6,
     )  # fmt: skip
     assert decode_line(encode_line(record)[:-1]) == record
+
+
+EXIT_WITH_A_LOCK_IN_HAND = """
+import gc, sys, threading
+from pathlib import Path
+from lightning_loggers.journal import lock
+
+held = threading.Event()
+
+def stopped_by_the_interpreters_end():
+    with lock._opening:
+        held.set()
+        threading.Event().wait()
+
+gc.disable()
+kept = lock.FileLock(Path(sys.argv[1]))
+assert kept.acquire()
+kept.itself = kept
+del kept  # for the interpreter's last collection of garbage
+threading.Thread(target=stopped_by_the_interpreters_end, daemon=True).start()
+held.wait()
+"""
+
+
+def test_interpreters_end_waits_for_no_thread_that_it_has_stopped(tmp_path: Path) -> None:
+    """A delivery thread that was about to open a file when the program ended holds up nothing."""
+    command = [sys.executable, "-c", EXIT_WITH_A_LOCK_IN_HAND, str(tmp_path / "lock")]
+    subprocess.run(command, check=True, timeout=60)
+    assert FileLock(tmp_path / "lock").acquire()

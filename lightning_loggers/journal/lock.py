@@ -10,9 +10,11 @@ import errno
 import fcntl
 import os
 import stat
+import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -139,8 +141,11 @@ class FileLock:
             if fd >= 0:
                 os.close(fd)
 
-    def __del__(self) -> None:
-        self._close()
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # A daemon thread that the interpreter's end stopped with `_opening` in hand never gives it back; the kernel
+        # closes what is open in a moment.
+        if not is_finalizing():
+            self._close()
 
 
 def _before_fork() -> None:
