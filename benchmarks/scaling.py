@@ -181,6 +181,7 @@ def relayed(records: int) -> tuple[float, float]:
                 raise RuntimeError("The ranks' journals did not come together.")
             time.sleep(0.01)
         seconds = time.perf_counter() - begun
+        relays[1].finish(10.0)
         for writer, relay in zip(writers, relays, strict=True):
             writer.close()
             relay.close()
