@@ -51,7 +51,7 @@ def database() -> Iterator[str]:
 
 
 def test_sixteen_runs_at_once(database: str, tmp_path: Path) -> None:
-    """Sixteen runs, each in a process of its own, log to one server: every point arrives, none twice, all are finished."""
+    """Sixteen runs of as many processes log to one server: every point arrives, none twice, all are finished."""
     server = OnPostgres(tmp_path / "server", workers=2)
     server.database = database
     try:
