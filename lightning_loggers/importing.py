@@ -4,12 +4,17 @@ A tracker's SDK is imported where it is used, in the delivery thread, while trai
 another one in ``sys.modules`` and use it if it is there: scikit-learn does so for pandas and polars, which MLflow
 imports. What they find may be a module whose first lines have run and whose last have not, and ``polars.Series`` raises
 ``AttributeError`` in the training loop. ``import polars`` would have waited; here such a look waits too.
+
+A process that is forked meanwhile, such as a data loader's worker, has the import and not the thread that would end it:
+its own ``import polars`` would wait for ever. So ``fork`` waits for the import, for some seconds at most.
 """
 
 import contextlib
 import importlib
+import os
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -18,19 +23,32 @@ from typing import Any
 
 from typing_extensions import override
 
-_this_thread = threading.local()
+FORK_WAITS_S = 10.0
+"""Longest wait of a fork for imports under way, seconds."""
+
+_POLL_S = 0.002
+
+_threads: set[int] = set()  # that import beside training
+_arriving: set[ModuleType] = set()
 
 
 @contextlib.contextmanager
 def beside_training() -> Iterator[None]:
-    """Have other threads that use a package which this thread is importing wait until it is whole."""
+    """Have other threads that use a package which this thread is importing wait until it is whole, and forks as well.
+
+    Guarantees:
+        - A look waits as an import does: threads that wait for each other's imports are found out.
+        - A fork waits :data:`FORK_WAITS_S` at most. A child that was forked in the middle of an import for all that
+          never waits for it when it looks at the package; importing it, it would, as ever.
+    """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
-    _this_thread.imports_beside = True
+    me = threading.get_ident()
+    _threads.add(me)
     try:
         yield
     finally:
-        _this_thread.imports_beside = False
+        _threads.discard(me)
 
 
 class _Arriving(ModuleType):
@@ -55,7 +73,7 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if "." in fullname or not getattr(_this_thread, "imports_beside", False):
+        if "." in fullname or threading.get_ident() not in _threads:
             return None
         for finder in sys.meta_path:
             find = None if finder is self else getattr(finder, "find_spec", None)  # very old ones have none
@@ -75,11 +93,50 @@ def _have_arrive(spec: ModuleSpec) -> None:
         del loader.exec_module
         if type(module) is ModuleType:
             module.__class__ = _Arriving
+            _arriving.add(module)
         try:
             loader.exec_module(module)
         finally:
-            if isinstance(module, _Arriving):
-                object.__setattr__(module, "__class__", ModuleType)
+            _has_arrived(module)
 
     with contextlib.suppress(AttributeError, TypeError):  # a loader that takes none is left as it is
         loader.exec_module = exec_module
+
+
+def _has_arrived(module: ModuleType) -> None:
+    if isinstance(module, _Arriving):
+        object.__setattr__(module, "__class__", ModuleType)
+    _arriving.discard(module)
+
+
+# ---------------------------------------------------------------------- fork
+
+
+def _imports_under_way() -> bool:
+    """Whether a thread of ours holds the lock of an import.
+
+    Python tells that nowhere: its own table of those locks is looked at. In a Python that keeps it otherwise a fork
+    waits for nothing.
+    """
+    ours = _threads - {threading.get_ident()}
+    if not ours:
+        return False
+    locks = getattr(getattr(importlib, "_bootstrap", None), "_module_locks", {})
+    return any(getattr(reference(), "owner", None) in ours for reference in list(locks.values()))
+
+
+def _before_fork() -> None:
+    deadline = time.monotonic() + FORK_WAITS_S
+    with contextlib.suppress(Exception):  # another Python's table
+        while _imports_under_way() and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+
+
+def _after_fork_in_child() -> None:
+    """Nobody here goes on with what was being imported."""
+    _threads.clear()
+    for module in list(_arriving):
+        _has_arrived(module)
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
