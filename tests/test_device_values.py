@@ -125,6 +125,19 @@ def test_end_of_the_run_waits_for_what_is_on_its_way(tmp_path: Path, events: lis
     ]
 
 
+def test_end_that_interrupts_a_log_call_waits_for_nothing(tmp_path: Path, events: list[Reached]) -> None:
+    """A signal handler that ends the run just before a call has woken the thread has that call recorded itself."""
+    logger = make(tmp_path)
+    logger.log_metrics({"loss": far(0.0)}, 0)
+    events[0].come.set()
+    wait_until(lambda: arriving.pending(logger) == 0)
+    assert logger._writer is not None
+    call = arriving.Call(logger, logger._writer, logger._notices, {"loss": 1.0}, 1, 1, None)
+    arriving._arrivals.under_way.append(call)  # as far as a call has come that is interrupted here
+    assert arriving.drain(logger, 30.0)
+    assert points(logger, "loss") == [(0, 0.0), (1, 1.0)]
+
+
 def test_device_that_fails_costs_its_own_values_only(tmp_path: Path, events: list[Reached]) -> None:
     """What cannot be fetched is counted, and what comes after it is recorded."""
     logger = make(tmp_path)

@@ -368,6 +368,18 @@ def test_job_that_slurm_starts_again_goes_on_as_the_same_run(
     assert_exactly_once(mlflow_sqlite, run.info.run_id, "attempt", journaled)
 
 
+def assert_means_of_ranks(uri: str, run_id: str, journal: Path, ranks: int) -> None:
+    """Each of eight steps has one point, the mean of what as many ranks journaled."""
+    losses: dict[Any, list[float]] = {}
+    for record in read(journal):
+        if record.data and "loss" in record.data:
+            losses.setdefault(record.step, []).append(record.data["loss"])
+    assert [len(of_ranks) for of_ranks in losses.values()] == [ranks] * 8
+    got = points(uri, run_id, "loss")
+    assert [step for step, _ in got] == list(range(8))
+    assert [value for _, value in got] == pytest.approx([sum(losses[step]) / ranks for step in range(8)])
+
+
 def test_all_ranks_log(mlflow_sqlite: str, tmp_path: Path, warm_python: WarmPython) -> None:
     """With ``log_on_workers=-1`` a step's values of four ranks become one point, or one series per rank, as asked."""
     policy = {"log_on_workers": -1, "merge_ranks_by_key": {"rank": "max", "own": "per_rank"}, "rank_wait_s": 60}
@@ -384,14 +396,7 @@ def test_all_ranks_log(mlflow_sqlite: str, tmp_path: Path, warm_python: WarmPyth
     for rank in range(4):
         own = [(step, float(rank)) for step in range(8)]
         assert_exactly_once(mlflow_sqlite, run.info.run_id, f"own/rank{rank}", own)
-    losses: dict[Any, list[float]] = {}
-    for record in read(run_dir):
-        if record.data and "loss" in record.data:
-            losses.setdefault(record.step, []).append(record.data["loss"])
-    assert [len(of_ranks) for of_ranks in losses.values()] == [4] * 8
-    got = points(mlflow_sqlite, run.info.run_id, "loss")
-    assert [step for step, _ in got] == list(range(8))
-    assert [value for _, value in got] == pytest.approx([sum(losses[step]) / 4 for step in range(8)])
+    assert_means_of_ranks(mlflow_sqlite, run.info.run_id, run_dir, 4)
     assert "had logged nothing" not in job.said
     assert {path.name for path in (run_dir / "journal").glob("*.jsonl")} == {f"rank{rank}.jsonl" for rank in range(4)}
 
@@ -422,11 +427,6 @@ def test_two_nodes_without_a_shared_file_system(mlflow_sqlite: str, tmp_path: Pa
     for rank in range(2):
         own = [(step, float(rank)) for step in range(8)]
         assert_exactly_once(mlflow_sqlite, run.info.run_id, f"own/rank{rank}", own)
-    losses: dict[Any, list[float]] = {}
-    for record in read(here):
-        if record.data and "loss" in record.data:
-            losses.setdefault(record.step, []).append(record.data["loss"])
-    got = points(mlflow_sqlite, run.info.run_id, "loss")
-    assert [value for _, value in got] == pytest.approx([sum(losses[step]) / 2 for step in range(8)])
+    assert_means_of_ranks(mlflow_sqlite, run.info.run_id, here, 2)
     assert "had logged nothing" not in nodes[0].said
     assert "have reached rank 0" not in nodes[1].said

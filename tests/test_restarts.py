@@ -178,9 +178,13 @@ def test_note_of_a_stranger_leads_nowhere(tmp_path: Path) -> None:
     (note,) = (tmp_path / "e" / ".requeue").glob("*/*")
     content = json.loads(note.read_bytes())
     assert "lr" not in note.read_text()
-    for journal in ("../e/" + content["journal"], str(tmp_path / "e" / content["journal"])):
-        note.write_text(json.dumps({**content, "journal": journal}))
-        assert start(begins(tmp_path), AGAIN) != [version]
+    stray = [{"journal": place} for place in ("../e/" + content["journal"], str(tmp_path / "e" / content["journal"]))]
+    stray += [{"version": place} for place in ("../elsewhere", str(tmp_path / "elsewhere"), "")]
+    for wrong in stray:
+        note.write_text(json.dumps({**content, **wrong}))
+        [begun] = start(begins(tmp_path), AGAIN)
+        assert begun not in {version, wrong.get("version")}
+    assert not (tmp_path / "elsewhere").exists()
     note.write_bytes(b"\xff{")
     assert start(begins(tmp_path), AGAIN) != [version]
 

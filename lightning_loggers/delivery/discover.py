@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_loggers import jobs
 from lightning_loggers.adapters.base import Adapter
 from lightning_loggers.adapters.registry import adapter_class
 from lightning_loggers.delivery.state import StateFile, TrackerState, state_name
@@ -121,10 +120,8 @@ class Target:
 
     def needs_closing(self, state: TrackerState) -> bool:
         """Whether the tracker shows the run as running although its processes died without a word."""
-        # "preempted" stays open: the requeued job goes on with it.
         open_there = state.remote.id is not None and not is_terminal(state.status)
-        left_open = state.wanted_status == "preempted" and not jobs.is_over(state.job)
-        return open_there and not left_open and not self.writer_alive()
+        return open_there and not state.left_open and not self.writer_alive()
 
 
 def writer_alive(folder: Path) -> bool:

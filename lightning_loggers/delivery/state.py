@@ -7,9 +7,11 @@ from typing import Any
 
 import msgspec
 
+from lightning_loggers import jobs
 from lightning_loggers.adapters.base import RemoteRun
 from lightning_loggers.journal.layout import state_path
 from lightning_loggers.journal.reader import Position
+from lightning_loggers.records import RunStatus
 
 _encode = msgspec.json.Encoder().encode
 _MAX_STATE_BYTES = 64 * 2**20
@@ -45,6 +47,11 @@ class TrackerState(msgspec.Struct):
     status: str | None = None
     wanted_status: str | None = None
     job: dict[str, Any] | None = None
+
+    @property
+    def left_open(self) -> bool:
+        """Whether the run waits for a job that goes on with it, as far as is known."""
+        return self.wanted_status == RunStatus.PREEMPTED and not jobs.is_over(self.job)
 
     def count_reason(self, reason: str) -> None:
         """Count a cause; past 100 different ones they are counted together."""

@@ -200,8 +200,7 @@ class Worker:
         state = self.state or self._load_state()
         if state is None or is_terminal(state.status) or state.remote.id is None:
             return False
-        left_open = state.wanted_status == RunStatus.PREEMPTED and not jobs.is_over(state.job)
-        return not left_open and not self.writer_alive()
+        return not state.left_open and not self.writer_alive()
 
     def is_leftover(self, tracker: str, destination: str, options: Mapping[str, Any]) -> bool:
         """Whether this is a dead process's run for the given place, not all delivered; takes its options if so."""

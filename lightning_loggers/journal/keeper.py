@@ -14,6 +14,8 @@ from collections import deque
 from pathlib import Path
 from typing import Protocol
 
+from lightning_loggers.background import kept_running
+
 SYNC_EVERY_S = 1.0
 _TOUCH_EVERY_S = 60.0
 _MAX_FILES_TO_SYNC = 10_000
@@ -55,12 +57,7 @@ class _Keeper:
         self.start()
 
     def start(self) -> None:
-        if self.thread is None or not self.thread.is_alive():
-            self.thread = threading.Thread(target=self.run, name="lightning-loggers-journal", daemon=True)
-            try:
-                self.thread.start()
-            except RuntimeError:  # the interpreter is shutting down: close() syncs
-                self.thread = None
+        self.thread = kept_running(self.thread, self.run, "journal")  # None at the interpreter's end: close() syncs
 
     def run(self) -> None:
         pause = threading.Event()

@@ -15,6 +15,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_loggers.background import kept_running
 from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.notices import Notices
 from lightning_loggers.records import Place
@@ -34,21 +35,19 @@ class Arrivals:
     """
 
     def __init__(self) -> None:
-        self._order: deque[Call] = deque()
-        self._queue: queue.SimpleQueue[Call] = queue.SimpleQueue()  # a signal handler may use it
+        self.under_way: deque[Call] = deque()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # a signal handler may use it
+        self._recording = threading.Lock()  # never waited for
         self._thread: threading.Thread | None = None
 
     def submit(self, call: "Call") -> None:
         """Have a call recorded when its values are there."""
-        self._order.append(call)
-        if self._runs():
-            self._queue.put(call)
-        else:  # the interpreter is shutting down
-            self._finish(call)
+        self.under_way.append(call)
+        self._wake()
 
     def of(self, owner: Hashable) -> list["Call"]:
         """An owner's calls under way."""
-        return [call for call in list(self._order) if call.owner is owner] if self._order else []
+        return [call for call in list(self.under_way) if call.owner is owner]
 
     def drain(self, owner: Hashable, timeout_s: float) -> bool:
         """Wait until everything of an owner is recorded.
@@ -57,29 +56,35 @@ class Arrivals:
             Whether it is.
         """
         deadline = time.monotonic() + timeout_s
+        if self.of(owner):
+            self._wake()  # a signal handler may have come before a call's own
         while self.of(owner):
             if time.monotonic() > deadline or threading.current_thread() is self._thread:
                 return False
             time.sleep(_POLL_S)
         return True
 
-    def _runs(self) -> bool:
-        if self._thread is None or not self._thread.is_alive():
-            thread = threading.Thread(target=self._work, name="lightning-loggers-arrivals", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:
-                return False
-            self._thread = thread
-        return True
+    def _wake(self) -> None:
+        self._thread = kept_running(self._thread, self._work, "arrivals")
+        if self._thread is None:
+            self._record_all()
+        else:
+            self._bell.put(None)
 
     def _work(self) -> None:
         while True:
-            self._finish(self._queue.get())
+            self._bell.get()
+            self._record_all()
 
-    def _finish(self, call: "Call") -> None:
-        call.record()
-        self._order.remove(call)  # only now: whoever drains must find it until it is recorded
+    def _record_all(self) -> None:
+        """Record what is under way, unless another thread is at it: that one looks again before it ends."""
+        while self.under_way and self._recording.acquire(blocking=False):
+            try:
+                while self.under_way:
+                    self.under_way[0].record()
+                    self.under_way.popleft()  # only now: whoever drains must find it until it is recorded
+            finally:
+                self._recording.release()
 
     def start_over_in_child(self) -> None:
         """After ``fork``."""
@@ -138,6 +143,8 @@ def submit(call: Call) -> None:
 
 def holds_up(owner: Hashable, metrics: Mapping[str, Any]) -> bool | None:
     """Whether an earlier value of one of these names is under way; ``None`` if nothing of the owner is."""
+    if not _arrivals.under_way:  # asked at every log call
+        return None
     calls = _arrivals.of(owner)
     if not calls:
         return None

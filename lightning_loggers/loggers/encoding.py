@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from lightning_loggers import importing
+from lightning_loggers.background import kept_running
 from lightning_loggers.journal.blobs import safe_name
 from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.notices import Notices
@@ -211,14 +212,8 @@ class Encoder:
     # ------------------------------------------------------------------ inside
 
     def _runs(self) -> bool:
-        if self._thread is None or not self._thread.is_alive():
-            thread = threading.Thread(target=self._work_beside, name="lightning-loggers-encoding", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # the interpreter is shutting down
-                return False
-            self._thread = thread
-        return True
+        self._thread = kept_running(self._thread, self._work_beside, "encoding")
+        return self._thread is not None
 
     def _work_beside(self) -> None:
         with importing.beside_training():

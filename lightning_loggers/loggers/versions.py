@@ -140,11 +140,16 @@ def _notes(folder: Path) -> list[_Note]:
 
 def _goes_on(experiment_dir: Path, note: _Note) -> bool:
     """Whether a run's processes are dead, and its last word was not that it had finished."""
-    place = Path(note.journal)
-    if place.is_absolute() or ".." in place.parts:
+    if not all(_is_below(place) for place in (note.journal, note.version)):
         return False
-    folder = experiment_dir / place
+    folder = experiment_dir / note.journal
     return is_journal(folder) and not writer_alive(folder) and _last_word(folder) != RunStatus.FINISHED
+
+
+def _is_below(place: str) -> bool:
+    """Whether a place that a note names is in the experiment's folder: the note may be a stranger's."""
+    path = Path(place)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def _last_word(folder: Path) -> str | None:
