@@ -1,4 +1,7 @@
-"""(a) inside a real ``Trainer.fit``: what a recorded call costs beside the floor, and what one costs that is refused."""
+"""(a) inside a real ``Trainer.fit``: what a recorded call costs beside the floor, and what one costs that is refused.
+
+Refused calls are measured in a loop without a Trainer, too, where less is known and the rank is asked at every call.
+"""
 
 import os
 import tempfile
@@ -21,6 +24,7 @@ _REFUSING = {
     "write_every_n_seconds=3600": {"write_every_n_seconds": 3600},
     "log_on_workers=3 (of one rank)": {"log_on_workers": 3},
 }
+_REFUSING_OUTSIDE = ("log_freq=100", "write_every_n_seconds=3600", "log_on_workers=3 (of one rank)")
 
 
 class _Empty:
@@ -43,20 +47,35 @@ def table(repeats: int, number: int) -> list[str]:
         os.close(fd)
         times = found["log_metrics"].median / found["floor"].median
         rows = [
-            "| call inside a Trainer | microseconds a call, median (low to high) | beside |",
+            "| call inside a Trainer, or outside | microseconds a call, median (low to high) | beside |",
             "| --- | --- | --- |",
             f"| encode + `os.write` (floor) | {found['floor'].microseconds()} | |",
             f"| recorded, 5 metrics | {found['log_metrics'].microseconds()} | {times:.2f} times the floor |",
         ]
         empty = _Empty()
+        calls = {"empty": lambda: empty.log_metrics(_METRICS, 5)}
         for name, policy in _REFUSING.items():
-            calls = {"empty": lambda: empty.log_metrics(_METRICS, 5)}
             found = _within_fit(Path(folder) / name, LogPolicy(**policy), calls, repeats, number)
-            more = (found["log_metrics"].median - found["empty"].median) * 1e9
-            rows.append(
-                f"| refused by `{name}` | {found['log_metrics'].microseconds()} | {more:.0f} ns more than an empty method |"
-            )
+            rows.append(_refused(f"refused by `{name}`", found))
+        for name in _REFUSING_OUTSIDE:
+            found = _outside(Path(folder) / f"outside {name}", LogPolicy(**_REFUSING[name]), calls, repeats, number)
+            rows.append(_refused(f"refused by `{name}`, outside", found))
     return rows
+
+
+def _refused(name: str, found: dict[str, Measured]) -> str:
+    more = (found["log_metrics"].median - found["empty"].median) * 1e9
+    return f"| {name} | {found['log_metrics'].microseconds()} | {more:.0f} ns more than an empty method |"
+
+
+def _outside(
+    folder: Path, policy: LogPolicy, calls: dict[str, Callable[[], None]], repeats: int, number: int
+) -> dict[str, Measured]:
+    logger = MLFlowLogger("calls", save_dir=folder, delivery="offline", policy=policy)
+    logger.log_metrics(_METRICS, 0)
+    found = interleaved({"log_metrics": lambda: logger.log_metrics(_METRICS, 5), **calls}, repeats, number)
+    logger.close()
+    return found
 
 
 def _within_fit(

@@ -1,7 +1,6 @@
 """What a policy lets through in a sequence of calls: :class:`Cadence` decides, :class:`MetricWindow` merges."""
 
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 from lightning_loggers.aggregation import Step, merge_dicts
 from lightning_loggers.policies import LogLevel, LogPolicy, Phase, Window, reduction
-from lightning_loggers.ranks import current_rank, launched_rank
+from lightning_loggers.ranks import current_rank
 
 _BATCH = int(LogLevel.BATCH)
 
@@ -20,8 +19,16 @@ Place = tuple[int | None, str | None, int | None, int | None]
 UNKNOWN: Place = (None, None, None, None)
 
 
-class _Passed:
-    """The batch of a phase that was let through last."""
+class Passed:
+    """The batch of a phase that was let through last.
+
+    Attributes:
+        phase: The phase.
+        epoch: Epoch of the batch.
+        index: Its index in the epoch; ``None`` for none.
+        due: The batch from which on the next one is let through; 0 for any.
+        next_s: The time from which on it is; 0 for any.
+    """
 
     __slots__ = ("due", "epoch", "index", "next_s", "phase")
 
@@ -30,9 +37,7 @@ class _Passed:
         self.epoch: int | None = None
         self.index: Any = None
         self.due = 0.0
-        """The batch from which on the next one is let through; 0 for any."""
         self.next_s = 0.0
-        """The time from which on it is; 0 for any."""
 
 
 class Cadence:
@@ -42,13 +47,16 @@ class Cadence:
         policy: The policy.
         clock: Seconds; only differences count.
 
+    Attributes:
+        policy: As given.
+        clock: As given.
+
     Guarantees:
         - No call looks at a value, locks, or waits.
         - A call that is refused leaves nothing behind: the next one is decided as if it had not been made.
     """
 
     __slots__ = (
-        "_clock",
         "_epochs_only",
         "_every",
         "_here",
@@ -60,12 +68,13 @@ class Cadence:
         "_rank_logs",
         "_ranked",
         "_rates",
+        "clock",
         "policy",
     )
 
     def __init__(self, policy: LogPolicy, clock: Callable[[], float] = time.monotonic) -> None:
         self.policy = policy
-        self._clock = clock
+        self.clock = clock
         self._level = int(cast(LogLevel, policy.level))
         freq = policy.log_freq
         self._every = freq if isinstance(freq, int) else 0 if freq == "epoch" else 1
@@ -82,14 +91,36 @@ class Cadence:
         self._here: bool | None = None  # whether this rank records, where that cannot change
         self._rank: int | None = None  # that it was last
         self._rank_logs = False
-        self._passed: dict[str | None, _Passed] = {}
-        self._last: _Passed | None = None  # of these, the one asked for last
+        self._passed: dict[str | None, Passed] = {}
+        self._last: Passed | None = None  # of these, the one asked for last
 
     def settle(self, rank: int | None) -> None:
         """Take the rank of this process as settled, for as long as a Trainer is asked; ``None``: ask at every call."""
-        self._here = None if rank is None else self.policy.logs_on(rank)
+        self._here = self.policy.logs_on(rank) if self._ranked and rank is not None else None
 
-    def admits(self, place: Place = UNKNOWN, step: Any = None, peek: bool = False) -> bool:  # a call of * takes longer
+    @property
+    def is_settled(self) -> bool:
+        """Whether the rank of this process need not be asked for."""
+        return self._here is not None or not self._ranked
+
+    @property
+    def refuses_all(self) -> bool:
+        """Whether nothing is let through in this process, as far as is settled."""
+        return self._here is False
+
+    @property
+    def refuses_batches(self) -> bool:
+        """Whether nothing is let through that is known to belong to a batch."""
+        return self._epochs_only or self._level < _BATCH
+
+    def passed(self, phase: str | None) -> Passed:
+        """What was let through last in a phase; the same object from now on."""
+        passed = self._passed.get(phase)
+        if passed is None:
+            passed = self._passed[phase] = Passed(phase)
+        return passed
+
+    def admits(self, place: Place = UNKNOWN, step: Any = None, peek: bool = False) -> bool:
         """Decide on one call.
 
         Args:
@@ -101,8 +132,21 @@ class Cadence:
         Returns:
             Whether it is recorded.
         """
-        if self._ranked and not (self._on_this_rank() if self._here is None else self._here):
-            return False
+        return self.logs_here() and self.is_due(place, step, peek)
+
+    def logs_here(self) -> bool:
+        """Whether this process records; its rank is asked for unless it is settled."""
+        if self._here is not None:
+            return self._here
+        if not self._ranked:
+            return True
+        rank = current_rank()
+        if rank != self._rank:
+            self._rank, self._rank_logs = rank, self.policy.logs_on(rank)
+        return self._rank_logs
+
+    def is_due(self, place: Place, step: Any, peek: bool = False) -> bool:
+        """As :meth:`admits`, whatever the rank."""
         level, phase, epoch, index = place
         if level is not None:
             if level > self._level:
@@ -119,7 +163,7 @@ class Cadence:
         if passed is not None:
             if passed.index == index and passed.epoch == epoch and index is not None:
                 return True  # a step is let through whole
-            if passed.next_s and self._clock() < passed.next_s:
+            if passed.next_s and self.clock() < passed.next_s:
                 return False
             try:
                 # An index that goes back is a rewind: it is counted from there.
@@ -131,43 +175,15 @@ class Cadence:
             self._pass(phase, epoch, index)
         return True
 
-    def would_admit(self, place: Place = UNKNOWN, step: Any = None) -> bool:
-        """As :meth:`admits`, but only asked: what would be let through does not count."""
-        return self.admits(place, step, peek=True)
-
     def _pass(self, phase: str | None, epoch: int | None, index: Any) -> None:
         """Remember a batch that was let through, and from when on the next one is."""
-        passed = self._passed.get(phase)
-        if passed is None:
-            passed = self._passed[phase] = _Passed(phase)
+        passed = self.passed(phase)
         passed.epoch, passed.index, passed.due = epoch, index, 0.0
         if self._every > 1 and index is not None:
             with contextlib.suppress(TypeError):  # a step that is no number
                 passed.due = (index // self._every + 1) * self._every
         interval_s = self._intervals.get(phase)
-        passed.next_s = 0.0 if interval_s is None else self._clock() + interval_s
-
-    def _on_this_rank(self) -> bool:
-        rank = _rank()
-        if rank != self._rank:
-            self._rank, self._rank_logs = rank, self.policy.logs_on(rank)
-        return self._rank_logs
-
-
-def _rank() -> int:
-    """As :func:`current_rank`; a rank of torch.distributed is remembered, since asking for it takes a microsecond."""
-    global _known_rank  # noqa: PLW0603 - one process has one rank
-    # "is_initialized" is missing while the module is being imported and in builds of torch without it.
-    is_initialized = getattr(sys.modules.get("torch.distributed"), "is_initialized", None)
-    if is_initialized is None or not is_initialized():
-        _known_rank = None
-        return launched_rank()
-    if _known_rank is None:
-        _known_rank = current_rank()
-    return _known_rank
-
-
-_known_rank: int | None = None
+        passed.next_s = 0.0 if interval_s is None else self.clock() + interval_s
 
 
 # ---------------------------------------------------------------------- several steps to one point

@@ -7,6 +7,8 @@ a reader of journals needs no torch.
 import os
 import sys
 import time
+import weakref
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -21,7 +23,8 @@ def current_rank() -> int:
     what the launcher's environment variables say (``torchrun``, Open MPI, PMI, MVAPICH, SLURM), else 0.
 
     Guarantees:
-        - Asked anew at every call: nothing is remembered from a time before the processes were launched.
+        - Asked anew at every call: nothing is remembered from a time before the processes were launched, or of a
+          process group that is gone.
         - No collective operation and no wait.
 
     Returns:
@@ -31,26 +34,46 @@ def current_rank() -> int:
         >>> current_rank()
         0
     """
-    distributed = sys.modules.get("torch.distributed")
-    # "is_initialized" is missing while the module is being imported and in builds of torch without it.
-    is_initialized = getattr(distributed, "is_initialized", None)
-    if distributed is not None and is_initialized is not None and is_initialized():
-        return int(distributed.get_rank())
-    return launched_rank()
-
-
-def launched_rank() -> int:
-    """The rank that Lightning keeps, which strategies set before their processes can talk to each other.
-
-    Where it keeps none it is the launcher's, else 0. What Lightning keeps is 0 as long as it knows no better, and of
-    launchers' variables it does not look at those of MPI: they count in that case, too.
-    """
-    rank_zero = sys.modules.get("lightning_utilities.core.rank_zero")
-    rank = getattr(getattr(rank_zero, "rank_zero_only", None), "rank", None)
+    groups = _groups or _look_for_groups()
+    group = None if groups is None else groups.WORLD
+    if group is not None:
+        known_group, known_rank = _known
+        return known_rank if known_group() is group else _rank_in(group)
+    rank = getattr(_rank_zero_only or _look_for_lightning(), "rank", None)
     if rank:
         return int(rank)
+    # What Lightning keeps is 0 as long as it knows no better, and of launchers' variables it does not look at those of
+    # MPI: they count in that case, too.
     told = _by_variable if _variables_read else rank_by_variable()
     return 0 if told is None or (rank == 0 and told[0] in _READ_BY_LIGHTNING) else told[1]
+
+
+# Where the answers are, once the modules are loaded: a log call may ask, and finding them takes longer than asking.
+_groups: Any = None
+_rank_zero_only: Any = None
+_known: tuple[Callable[[], Any], int] = (lambda: None, 0)
+
+
+def _look_for_groups() -> Any:
+    """``torch.distributed.GroupMember``, whose ``WORLD`` is ``None`` as long as there is no process group."""
+    global _groups  # noqa: PLW0603 - one process has one of it
+    # Missing while the module is being imported, and in builds of torch without it.
+    _groups = getattr(sys.modules.get("torch.distributed"), "GroupMember", None)
+    return _groups
+
+
+def _look_for_lightning() -> Any:
+    global _rank_zero_only  # noqa: PLW0603 - as above
+    module = sys.modules.get("lightning_utilities.core.rank_zero")
+    _rank_zero_only = getattr(module, "rank_zero_only", None)
+    return _rank_zero_only
+
+
+def _rank_in(group: Any) -> int:
+    """This process's rank, which is remembered for as long as the group is the same: asking takes a microsecond."""
+    global _known  # noqa: PLW0603 - as above
+    _known = weakref.ref(group), int(group.rank())
+    return _known[1]
 
 
 _READ_BY_LIGHTNING = ("RANK", "SLURM_PROCID")

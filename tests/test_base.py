@@ -15,6 +15,7 @@ import pytorch_lightning
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lightning_loggers import base
 from lightning_loggers.base import (
@@ -624,7 +625,14 @@ def test_a_process_group_decides_the_rank(monkeypatch, tmp_path):
     monkeypatch.setattr(rank_zero_only, "rank", 5)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        assert current_rank() == 0
+        assert [current_rank(), current_rank()] == [0, 0]
+    finally:
+        torch.distributed.destroy_process_group()
+    assert current_rank() == 5
+    # Another job's group in the same process, of which this is rank 1.
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        assert current_rank() == 1
     finally:
         torch.distributed.destroy_process_group()
     assert current_rank() == 5

@@ -30,6 +30,7 @@ from kinds_reading import (
     TensorBoardReading,
     WandbReading,
 )
+from lightning_utilities.core.rank_zero import rank_zero_only
 from PIL import Image
 from test_kinds_values import frames_of_gif, frames_of_mp4, pixels, read_ply
 from warm_python import WarmPython
@@ -1027,9 +1028,7 @@ def test_a_value_that_is_not_recorded_is_not_touched(kind: str, monkeypatch: pyt
         refusing = InMemoryLogger(policy=LogPolicy(level="FIT"))
         refusing.follow(SimpleNamespace(now=lambda: (int(LogLevel.BATCH), "train", 0, 0), samples=lambda: None))  # type: ignore[arg-type]
         refusing.log(counted.of("policy", value), "x", kind=kind, step=1, **arguments)
-    monkeypatch.setattr("lightning_loggers.ranks.sys.modules", {
-        "lightning_utilities.core.rank_zero": SimpleNamespace(rank_zero_only=SimpleNamespace(rank=1))
-    })  # fmt: skip
+    monkeypatch.setattr(rank_zero_only, "rank", 1, raising=False)
     logger = InMemoryLogger()
     logger.log(counted.of("rank", value), "x", kind=kind, step=1, **arguments)
     monkeypatch.undo()

@@ -8,16 +8,20 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch.trainer.states import RunningStage
 
 from lightning_loggers import InMemoryLogger, LoggerCollection, MLFlowLogger
 from lightning_loggers.cadence import Cadence, MetricWindow
 from lightning_loggers.errors import ConfigurationError, NonFiniteError
+from lightning_loggers.loggers.gate import refusing_training_batches
+from lightning_loggers.loggers.trainer_context import TrainerContext
 from lightning_loggers.policies import LogLevel, LogPolicy, Phase, Window, reduction
 
 BATCH, EPOCH, FIT = 3, 2, 1
@@ -119,6 +123,67 @@ def test_cadence_decides_as_an_obvious_model_of_it(policy: LogPolicy, made: list
         place = (call.level, call.phase, call.epoch, call.batch)
         asked = cadence.admits(place, call.step, peek=True)
         assert asked == cadence.admits(place, call.step) == model.admits(call)
+
+
+class FakeTrainer:
+    """As much of a Trainer as is asked at a log call, moved by hand."""
+
+    def __init__(self) -> None:
+        self.state = SimpleNamespace(stage=None)
+        self.batches, self.epochs = SimpleNamespace(ready=0), SimpleNamespace(completed=0)
+        batch_progress = SimpleNamespace(current=self.batches, total=SimpleNamespace(ready=0))
+        self.fit_loop = SimpleNamespace(
+            epoch_progress=SimpleNamespace(current=self.epochs),
+            epoch_loop=SimpleNamespace(batch_progress=batch_progress),
+        )
+        self._active_loop = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=3)))
+        self._logger_connector = FakeConnector()
+        self.lightning_module = SimpleNamespace(_current_fx_name=None)
+
+
+class FakeConnector:
+    _first_loop_iter: bool | None = None
+
+
+STAGES = [None, RunningStage.TRAINING, RunningStage.TRAINING, RunningStage.TRAINING, RunningStage.VALIDATING]
+trainings = st.tuples(
+    st.sampled_from(STAGES), st.sampled_from([True, True, False, None]), st.integers(0, 1), st.integers(0, 12),
+    st.integers(0, 3), st.none() | st.integers(0, 12),
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(policies, st.lists(trainings, max_size=40))
+def test_batches_of_a_training_are_refused_the_short_way_as_the_long_way(
+    policy: LogPolicy, made: list[tuple[Any, ...]]
+) -> None:
+    """Whatever a Trainer is doing, a call is decided as by asking it where it is and then the policy."""
+    now_s = [0]
+    trainer, reference = FakeTrainer(), Cadence(policy, lambda: now_s[0])
+    context, cadence = TrainerContext(trainer), Cadence(policy, lambda: now_s[0])
+    asked_long: list[Any] = []
+
+    def long_way(step: Any) -> Any:
+        asked_long.append(step)
+        place = context.now()
+        return place if cadence.admits(place, step) else None
+
+    admit = refusing_training_batches(context, cadence, long_way)
+    for stage, first_batch, epoch, ready, after_s, named in made:
+        now_s[0] += after_s
+        trainer.state.stage, trainer._logger_connector._first_loop_iter = stage, first_batch
+        trainer.epochs.completed, trainer.batches.ready = epoch, ready
+        if named is not None:  # a batch that the user names passes by this way
+            place = (BATCH, "train", epoch, named)
+            assert cadence.admits(place) == reference.admits(place)
+        place = context.now()
+        assert admit(7) == (place if reference.admits(place, 7) else None)
+    trainer.state.stage, trainer._logger_connector._first_loop_iter = RunningStage.TRAINING, False
+    if policy.log_freq == "epoch" or policy.level < BATCH:  # type: ignore[operator]
+        admit(7)  # has the context know the stage
+        asked_long.clear()
+        assert admit(7) is None
+        assert not asked_long
 
 
 @settings(max_examples=200, deadline=None)

@@ -11,7 +11,7 @@ from lightning_loggers.cadence import UNKNOWN, Cadence, Held, MetricWindow, Plac
 from lightning_loggers.errors import NonFiniteError
 from lightning_loggers.loggers import arriving
 from lightning_loggers.loggers.trainer_context import Progress, StepAxis, TrainerContext
-from lightning_loggers.policies import LogLevel, LogPolicy, Window
+from lightning_loggers.policies import LogLevel, LogPolicy, Phase, Window
 from lightning_loggers.ranks import current_rank
 from lightning_loggers.records import ONCE_A_RUN, Kind, Record, split_nonfinite
 from lightning_loggers.values.device import is_on_device
@@ -23,11 +23,50 @@ if TYPE_CHECKING:
 _BATCH, _FIT = int(LogLevel.BATCH), int(LogLevel.FIT)
 _LARGE = 2.0**63
 _METRIC = Kind.METRIC.value
+_TRAIN = Phase.TRAIN.value
 
 
 def _nowhere() -> Place:
     """Where a training is that nobody tells of."""
     return UNKNOWN
+
+
+def _admit_none(_step: Any) -> Place | None:
+    return None
+
+
+def refusing_training_batches(
+    context: TrainerContext, cadence: Cadence, admit: Callable[[Any], Place | None]
+) -> Callable[[Any], Place | None]:
+    """A shorter way to refuse what is logged for a batch of a training, which is most of what is ever refused.
+
+    Args:
+        context: Knows the Trainer.
+        cadence: Decides; not asked for the rank here.
+        admit: The long way. It decides on all that is not refused here.
+
+    Returns:
+        What decides as ``admit`` does.
+    """
+    state, connector, epochs, batches = context.state, context.connector, context.epochs, context.batches
+    passed, clock, refuses_batches = cadence.passed(_TRAIN), cadence.clock, cadence.refuses_batches
+
+    def shorter(step: Any) -> Place | None:
+        try:
+            if state.stage is context.training and connector()._first_loop_iter is not None:
+                if refuses_batches:
+                    return None
+                index = batches.ready - 1
+                if passed.next_s:
+                    if index != passed.index and clock() < passed.next_s:
+                        return None
+                elif index < passed.due and passed.index < index and passed.epoch == epochs.completed:
+                    return None
+        except Exception:  # noqa: BLE001, S110 - another version of Lightning, or a Trainer that is gone
+            pass
+        return admit(step)
+
+    return shorter
 
 
 class Gate:
@@ -39,7 +78,8 @@ class Gate:
 
     Attributes:
         now: Tells where the training is.
-        admits: Decides on a call for metrics, by its place and step; ``None`` if all are let through.
+        admit: Decides on a call for metrics by its step: where the training is if it is let through, else ``None``.
+            Itself ``None`` if all are let through.
         found_nonfinite: Whether a metric that was let through was NaN or infinite.
         dropped: How many values were left out, by reason.
 
@@ -59,12 +99,12 @@ class Gate:
         self._axis = StepAxis()
         self._progress: Progress | None = None
         self._cadence = None if policy is None else Cadence(policy)
-        # Both are called for every log call, and so bound once.
+        # With patterns of keys it is only asked at first: a call of which nothing is left is not to count.
+        self._asks_twice = policy is not None and bool(policy.keys)
+        # One of these is called for every log call, and so they are bound when that which they ask changes.
         self.now: Callable[[], Place] = _nowhere
-        self.admits: Callable[[Place, Any], bool] | None = None
-        if policy is not None and self._cadence is not None:
-            # With patterns of keys it is only asked at first: a call of which nothing is left is not to count.
-            self.admits = self._cadence.would_admit if policy.keys else self._cadence.admits
+        self.admit: Callable[[Any], Place | None] | None = None
+        self._bind()
         # Merging values, or deciding by them, takes the values.
         self._may_arrive = policy is not None and policy.nonfinite == "log" and not isinstance(policy.window, Window)
         self._window: MetricWindow | None = None
@@ -77,8 +117,7 @@ class Gate:
         """Ask ``progress`` from now on; nobody if it is ``None``."""
         self._progress = progress
         self.now = _nowhere if progress is None else progress.now
-        if self._cadence is not None:
-            self._cadence.settle(None)
+        self._settle(None)
 
     def follow_trainer(self, trainer: Any) -> None:
         """Ask a Trainer from now on.
@@ -88,8 +127,40 @@ class Gate:
         """
         if not isinstance(self._progress, TrainerContext) or self._progress.trainer is not trainer:
             self.follow(TrainerContext(trainer, self._axis))
+        self._settle(current_rank())  # its processes have been launched by now
+
+    def _settle(self, rank: int | None) -> None:
         if self._cadence is not None:
-            self._cadence.settle(current_rank())  # its processes have been launched by now
+            self._cadence.settle(rank)
+            self._bind()
+
+    def _bind(self) -> None:
+        cadence, now = self._cadence, self.now
+        if cadence is None:
+            return
+        is_due, logs_here = cadence.is_due, cadence.logs_here
+        only_asked = self._asks_twice
+
+        def admit(step: Any) -> Place | None:
+            place = now()
+            return place if is_due(place, step, only_asked) else None
+
+        def admit_anywhere(step: Any) -> Place | None:
+            return UNKNOWN if is_due(UNKNOWN, step, only_asked) else None
+
+        if cadence.refuses_all:
+            self.admit = _admit_none
+            return
+        chosen: Callable[[Any], Place | None] = admit
+        if self._progress is None:
+            chosen = admit_anywhere
+        elif isinstance(self._progress, TrainerContext):
+            chosen = refusing_training_batches(self._progress, cadence, admit)
+
+        def admit_here(step: Any) -> Place | None:
+            return chosen(step) if logs_here() else None
+
+        self.admit = chosen if cadence.is_settled else admit_here
 
     # ------------------------------------------------------------------ decisions
 
@@ -101,11 +172,13 @@ class Gate:
         """
         _, phase, epoch, _ = self.now()
         place = _BATCH, phase, epoch, given_batch
-        if self.should_log(given_batch, None) and (self.admits is None or self.admits(place, step)):
+        if self.should_log(given_batch, None) and (
+            self._cadence is None or self._cadence.admits(place, step, self._asks_twice)
+        ):
             self.record(metrics, step, place)
 
     def record(self, metrics: Mapping[str, Any], step: Any, place: Place) -> None:
-        """Record metrics that :attr:`admits` has let through.
+        """Record metrics that :attr:`admit` has let through.
 
         Args:
             metrics: Metrics by key.
@@ -328,8 +401,7 @@ class Gate:
 
     def start_over_in_child(self) -> None:
         """After ``fork``: what a window holds is the parent's to record, and the child may be given another rank."""
-        if self._cadence is not None:
-            self._cadence.settle(None)
+        self._settle(None)
         if self._window is not None:
             self._window.start_over_in_child()
 

@@ -180,8 +180,9 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
         try:
             gate = self._gate
             if gate is not None:
-                place, admits = gate.now(), gate.admits
-                if admits is None or admits(place, step):
+                admit = gate.admit
+                place = gate.now() if admit is None else admit(step)
+                if place is not None:
                     gate.record(metrics, step, place)
                 return
             if self._prefix:

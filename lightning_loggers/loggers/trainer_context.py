@@ -12,6 +12,7 @@ from lightning_loggers.policies import LogLevel, Phase
 
 _BATCH, _EPOCH, _FIT = int(LogLevel.BATCH), int(LogLevel.EPOCH), int(LogLevel.FIT)
 _TRAIN = Phase.TRAIN.value
+_UNSEEN = object()
 
 _FIT_HOOKS = frozenset(
     {
@@ -59,6 +60,13 @@ class TrainerContext:
         trainer: The Trainer; held weakly.
         axis: The run's step axis, which may have seen another Trainer before.
 
+    Attributes:
+        state: The Trainer's, whose ``stage`` is what it does.
+        training: The stage of training, once it has been seen.
+        epochs: Counts of the training's epochs.
+        batches: Counts of the batches of its current epoch.
+        connector: The Trainer's logger connector, which knows whether a batch is at work; referred to weakly.
+
     Guarantees:
         - Nothing raises: what cannot be told is ``None``.
         - The Trainer, its module and its data are not kept alive.
@@ -71,14 +79,14 @@ class TrainerContext:
         self._trainer = weakref.ref(trainer)
         self._axis = StepAxis() if axis is None else axis
         # Plain objects that know nothing of the Trainer: they may be held, which saves walking to them at every call.
-        self._state: Any = getattr(trainer, "state", None)
-        self._training: Any = None  # the stage of training, once seen: its name takes longer to ask for
+        self.state: Any = getattr(trainer, "state", None)
+        self.training: Any = _UNSEEN  # its name takes longer to ask for than whether it is this
         loop = getattr(trainer, "fit_loop", None)
-        self._epochs: Any = getattr(getattr(loop, "epoch_progress", None), "current", None)
+        self.epochs: Any = getattr(getattr(loop, "epoch_progress", None), "current", None)
         epoch_loop = getattr(loop, "epoch_loop", None)
-        self._batches: Any = getattr(getattr(epoch_loop, "batch_progress", None), "current", None)
+        self.batches: Any = getattr(getattr(epoch_loop, "batch_progress", None), "current", None)
         connector = getattr(trainer, "_logger_connector", None)
-        self._connector: Any = None if connector is None else weakref.ref(connector)
+        self.connector: Any = None if connector is None else weakref.ref(connector)
         self._total: Any = getattr(getattr(epoch_loop, "batch_progress", None), "total", None)
         self._sizes = (0, 1, 0, 1)
         self._sizes_of: tuple[Any, Any] = (None, None)  # the epoch and stage of these
@@ -91,18 +99,18 @@ class TrainerContext:
     def now(self) -> tuple[int | None, str | None, int | None, int | None]:
         """Level, phase, epoch and batch as of this moment; called for every log call, so it builds no objects."""
         try:
-            stage = self._state.stage
+            stage = self.state.stage
             if stage is None:
                 return _FIT, None, None, None
-            if self._connector()._first_loop_iter is None:  # between epochs: what is logged is not a batch's
-                return self._level_between(), stage._value_, self._epochs.completed, None
-            if stage is self._training:
-                return _BATCH, _TRAIN, self._epochs.completed, self._batches.ready - 1
+            if self.connector()._first_loop_iter is None:  # between epochs: what is logged is not a batch's
+                return self._level_between(), stage._value_, self.epochs.completed, None
+            if stage is self.training:
+                return _BATCH, _TRAIN, self.epochs.completed, self.batches.ready - 1
             phase = stage._value_
             if phase == _TRAIN:
-                self._training = stage
-                return _BATCH, _TRAIN, self._epochs.completed, self._batches.ready - 1
-            return _BATCH, phase, self._epochs.completed, self._evaluation_batch()
+                self.training = stage
+                return _BATCH, _TRAIN, self.epochs.completed, self.batches.ready - 1
+            return _BATCH, phase, self.epochs.completed, self._evaluation_batch()
         except Exception:  # noqa: BLE001 - another version of Lightning, or a Trainer that is gone
             return None, None, None, None
 
@@ -133,7 +141,7 @@ class TrainerContext:
             Their number, or ``None`` where the data loader does not tell. After the training it is what it was.
         """
         try:
-            epoch, stage = self._epochs.completed, self._state.stage
+            epoch, stage = self.epochs.completed, self.state.stage
             if epoch != self._sizes_of[0] or stage is not self._sizes_of[1]:
                 self._sizes = self._look_at_data()
                 self._sizes_of = epoch, stage
