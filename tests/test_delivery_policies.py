@@ -16,6 +16,8 @@ from lightning_loggers.adapters.base import Fault, FaultKind
 from lightning_loggers.adapters.memory import MemoryRun, memory_of
 from lightning_loggers.delivery.backoff import Backoff
 from lightning_loggers.delivery.worker import StepKind, Worker
+from lightning_loggers.journal.reader import read_first_header
+from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.records import Kind, Record, RunStatus
 from lightning_loggers.testing import RunUnderTest, Script
 from lightning_loggers.testing.scripted import authentication, bug, escaping, rejected, transient, unclassified
@@ -318,6 +320,38 @@ def test_the_cursor_moves_only_over_what_was_acknowledged(make_run: MakeRun) -> 
         assert run.pending == 3_000 - len(script.received)
     worker.close()
     assert len(acknowledged) >= 5
+
+
+def test_a_step_says_whether_more_is_there_already(make_run: MakeRun) -> None:
+    """While a backlog is worked off there is no wait between steps; when it is done the next one is a second away."""
+    run = make_run(Script(), points=3_000)
+    worker = run.worker()
+    worker._read_bytes = 2**14
+    waits = []
+    while (step := worker.step()).kind is StepKind.PROGRESS:
+        waits.append(step.wait_s)
+    worker.close()
+    assert len(waits) >= 5
+    assert waits == [0.0] * (len(waits) - 1) + [1.0]
+
+
+def test_no_stream_waits_for_another_that_goes_on_growing(make_run: MakeRun) -> None:
+    """Of a run with two streams each step delivers from both: one that is logged to all the time holds none up."""
+    script = Script()
+    run = make_run(script, points=3)
+    header = read_first_header(run.folder)
+    assert header is not None
+    second = JournalWriter(run.folder, header.run, normalise_metrics=dict)
+    for step in range(100, 103):
+        second.append_metrics({"loss": float(step)}, step)
+    second.flush()
+    worker = run.worker()
+    for _ in range(2):  # after its header's step
+        run.log_metrics({"loss": 9.0}, 9)
+        worker.step()
+    assert {100, 101, 102} <= set(steps_of(script))
+    worker.close()
+    second.close()
 
 
 def test_a_second_host_keeps_out(make_run: MakeRun) -> None:

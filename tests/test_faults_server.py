@@ -97,6 +97,31 @@ def test_server_killed_in_mid_run_and_back_later(
     assert_exactly_once(server.database_uri, run.info.run_id, "loss", expected)
 
 
+@pytest.mark.parametrize("delivery", ["thread", "process"])
+def test_a_program_that_logs_all_the_time_is_delivered_in_few_requests(
+    mlflow_server: str, tmp_path: Path, delivery: str
+) -> None:
+    """What is logged is sent about once a second; whoever waits for it is served at once."""
+    with FaultyProxy(int(mlflow_server.rpartition(":")[2]), lambda: "") as proxy:
+        name = f"steadily-{delivery}"
+        logger = MLFlowLogger(name, tracking_uri=proxy.uri, save_dir=tmp_path / "runs", delivery=delivery)
+        logger.log_metrics({"loss": 0.0}, 0)
+        assert logger.run_id  # somebody has waited for something, and waits no more
+        wait_until(lambda: logger.stats.pending == 0, 60, "the first point")
+        before, begun, steps = proxy.requests, time.monotonic(), 0
+        while time.monotonic() < begun + 4:
+            steps += 1
+            logger.log_metrics({"loss": float(steps)}, steps)
+            time.sleep(0.002)
+        assert proxy.requests - before <= time.monotonic() - begun + 3
+        logger.finalize("success")
+        assert logger.stats.pending == 0
+        logger.close()
+    run = only_run(mlflow_server, name)
+    expected = [(step, float(step)) for step in range(steps + 1)]
+    assert_exactly_once(mlflow_server, run.info.run_id, "loss", expected)
+
+
 def test_fit_with_nothing_listening_keeps_everything_for_later(
     own_mlflow_server: MLflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

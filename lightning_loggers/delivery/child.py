@@ -63,14 +63,15 @@ def main() -> int:
             step = _finish(worker)
             if step.kind is StepKind.IDLE:
                 break
+        hurried = ended or time.monotonic() < hurried_until
         if step.kind is StepKind.PROGRESS:
             progress_at = time.monotonic()
-            continue
+            if hurried or not step.wait_s:
+                continue
         if ended and time.monotonic() - progress_at > order["linger_s"]:
             break
-        hurried = ended or time.monotonic() < hurried_until
         wait_s = min(step.wait_s, LONGEST_WAIT_WHILE_DRAINING_S) if hurried else step.wait_s
-        if step.kind is StepKind.IDLE and leftovers:
+        if step.kind in {StepKind.IDLE, StepKind.PROGRESS} and leftovers:
             other = leftovers[0]
             done = other.step()
             if done.kind is StepKind.IDLE:

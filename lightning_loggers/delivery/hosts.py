@@ -74,7 +74,14 @@ class Host(ABC):
 
     @abstractmethod
     def hasten(self, seconds: float) -> None:
-        """Have the loop look at the journal now, and wait a second at most between attempts for that long."""
+        """Have the loop look at the journal now, and for that long deliver what comes at once.
+
+        After a failure it then waits a second at most.
+        """
+
+    @abstractmethod
+    def relax(self) -> None:
+        """Nobody waits any more: back to a look a second."""
 
     @abstractmethod
     def state(self) -> TrackerState | None:
@@ -93,12 +100,15 @@ class Host(ABC):
         """
         deadline = time.monotonic() + timeout_s
         self.hasten(timeout_s)
-        while not self._reached(ends):
-            if time.monotonic() >= deadline or not self.working():
-                return self._reached(ends)
-            if progress is not None and (state := self.state()) is not None:
-                progress(state.cursors)
-            time.sleep(_DRAIN_POLL_S)
+        try:
+            while not self._reached(ends):
+                if time.monotonic() >= deadline or not self.working():
+                    return self._reached(ends)
+                if progress is not None and (state := self.state()) is not None:
+                    progress(state.cursors)
+                time.sleep(_DRAIN_POLL_S)
+        finally:
+            self.relax()
         return True
 
     def working(self) -> bool:
@@ -125,6 +135,10 @@ class OfflineHost(Host):
 
     @override
     def hasten(self, seconds: float) -> None:
+        return
+
+    @override
+    def relax(self) -> None:
         return
 
     @override
@@ -208,6 +222,10 @@ class ThreadHost(Host):
         self._wakes.put(None)
 
     @override
+    def relax(self) -> None:
+        self._hurried_until = 0.0
+
+    @override
     def state(self) -> TrackerState | None:
         worker = self._worker
         if worker is None or worker.delivers:
@@ -236,10 +254,11 @@ class ThreadHost(Host):
         while not worker.stopping.is_set():
             with _short_turns:
                 step = worker.step()
-            if step.kind is StepKind.PROGRESS:
+            hurried = time.monotonic() < self._hurried_until
+            if step.kind is StepKind.PROGRESS and (hurried or not step.wait_s):
                 continue
             wait_s = step.wait_s
-            if step.kind is StepKind.IDLE and leftovers and time.monotonic() > self._hurried_until:
+            if step.kind in {StepKind.IDLE, StepKind.PROGRESS} and leftovers and not hurried:
                 other = leftovers[0]
                 with _short_turns:
                     done = _step_leftover(other)
@@ -344,9 +363,16 @@ class ProcessHost(Host):
 
     @override
     def hasten(self, seconds: float) -> None:
+        self._tell_child(max(int(seconds), 1))
+
+    @override
+    def relax(self) -> None:
+        self._tell_child(0)
+
+    def _tell_child(self, hurried_s: int) -> None:
         if self._child is not None and self._child.stdin is not None:
             with contextlib.suppress(OSError, ValueError):
-                os.write(self._child.stdin.fileno(), b"%d\n" % max(int(seconds), 1))
+                os.write(self._child.stdin.fileno(), b"%d\n" % hurried_s)
 
     @override
     def state(self) -> TrackerState | None:

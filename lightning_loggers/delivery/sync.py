@@ -421,7 +421,8 @@ class _Lane(threading.Thread):
             self._progressed(task)
             if self._sync.stopping.is_set():
                 return None
-            if not self._sync.follow and worker.caught_up(task.snapshot) and worker.writer_alive():
+            for_now = bool(step.wait_s) if self._sync.follow else worker.caught_up(task.snapshot)
+            if for_now and worker.writer_alive():
                 return Step(StepKind.IDLE)
             if time.monotonic() >= turn_ends and self._others_wait(task):
                 self._close_some(task)

@@ -68,9 +68,10 @@ class Step:
     """What one step did.
 
     Attributes:
-        kind: ``PROGRESS``: something was delivered, more may follow at once. ``IDLE``: everything is delivered.
-            ``FAILED``: the tracker does not take it now. ``BUSY``: another host delivers this run.
-        wait_s: Seconds after which the next step makes sense.
+        kind: ``PROGRESS``: something was delivered. ``IDLE``: everything was delivered before. ``FAILED``: the tracker
+            does not take it now. ``BUSY``: another host delivers this run.
+        wait_s: Seconds after which the next step makes sense; after progress 0 if more is there already. Otherwise a
+            program that logs all the time would be delivered in many small requests, one after the other.
         reason: Why it failed.
     """
 
@@ -255,6 +256,7 @@ class Worker:
         assert state is not None
         if self._merger is not None:
             return self._step_merged(self._merger, state)
+        progressed = more = False
         for stream in list_segments(self.folder):
             cursor = state.cursors.get(stream, Position())
             reader = StreamReader(self.folder, stream)
@@ -275,15 +277,16 @@ class Worker:
             self._failures = 0
             self.last_fault = None
             self._read_bytes = min(self._read_bytes * 2, _LARGEST_READ_BYTES)
-            return Step(StepKind.PROGRESS)
-        return Step(StepKind.IDLE, POLL_S)
+            progressed, more = True, more or chunk.more
+        return Step(StepKind.PROGRESS if progressed else StepKind.IDLE, 0.0 if more else POLL_S)
 
     def _step_merged(self, merger: "RankMerger", state: TrackerState) -> Step:
         """As :meth:`_step`, for a run that several ranks log to."""
-        read = False
+        read = more = False
         now_s = time.monotonic()
         for stream in list_segments(self.folder):
             if merger.waiting(stream) > _MOST_READ_AHEAD:
+                more = True
                 continue
             live = is_locked(lock_path(self.folder, stream))  # asked first: what a dead one wrote is there by now
             position = merger.read_to(stream) or state.cursors.get(stream, Position())
@@ -292,13 +295,14 @@ class Worker:
                 state.damaged += 1
                 self._tell(("damage", str(damage.path), damage.offset), f"Journal damage: {damage}")
             merger.feed(stream, chunk.entries, chunk.end, now_s, live=live, unread=not chunk.at_end)
-            read = read or not chunk.at_end
+            read, more = read or not chunk.at_end, more or chunk.more
         # What failed is sent again as it was: merged anew, with what has come since, it would be other points.
         self._merged = [item for item in self._merged if not item.is_behind(state.cursors)]
         if not self._merged:
             self._merged = merger.take(now_s)
+        wait_s = 0.0 if more else _ENDING_POLL_S if merger.ending else POLL_S
         if not self._merged:
-            return Step(StepKind.PROGRESS) if read else Step(StepKind.IDLE, _ENDING_POLL_S if merger.ending else POLL_S)
+            return Step(StepKind.PROGRESS if read else StepKind.IDLE, wait_s)
         outcome = self._deliver("", self._merged)
         if isinstance(outcome, Fault):
             return self._failed(outcome)
@@ -306,7 +310,7 @@ class Worker:
         self._save()
         self._failures = 0
         self.last_fault = None
-        return Step(StepKind.PROGRESS)
+        return Step(StepKind.PROGRESS, wait_s)
 
     def _tell_missing(self, rank: int, key: "GroupKey") -> None:
         assert self.state is not None

@@ -78,6 +78,7 @@ class Chunk:
         end: Position after everything looked at.
         damage: What was skipped.
         at_end: Whether nothing whole follows for now. A torn last line stays unread: its writer may still be at it.
+        more: Whether more was there than was read at once.
         torn_bytes: Length of that torn last line.
     """
 
@@ -85,6 +86,7 @@ class Chunk:
     end: Position = field(default_factory=Position)
     damage: list[Damage] = field(default_factory=list)
     at_end: bool = False
+    more: bool = False
     torn_bytes: int = 0
 
 
@@ -149,6 +151,7 @@ class StreamReader:
             if not more:
                 break
             data += more
+        chunk.more = not is_last or start + len(data) < size
         whole = data.rfind(b"\n") + 1
         if whole:
             self._split(path, Position(position.segment, start), data[:whole], chunk)

@@ -728,6 +728,7 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
             while (state is None or state.remote.id is None) and time.monotonic() < deadline:
                 time.sleep(0.02)
                 state = self._host.state()
+            self._host.relax()
         if state is None or state.remote.id is None:
             raise TrackerUnavailableError(
                 f"{adapter_class(self.tracker).destination(self._options)} did not answer within {timeout_s:g} s, so "

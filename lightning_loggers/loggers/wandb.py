@@ -295,6 +295,8 @@ class WandbLogger(WandbMedia):
                 asked = True
             time.sleep(0.02)
             run = adapter.live_run(self._run_dir)
+        if asked:
+            self._host.relax()
         if run is None or run._is_finished:
             raise TrackerUnavailableError(
                 f"{adapter.WandbAdapter.destination(self._options)} did not answer within "
