@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="only see that everything runs")
     parser.add_argument("--write", type=Path, help="also write the tables to this file, with a picture beside it")
     parser.add_argument("--repeats", type=int, help="processes for each measurement, in turn; 5 by default")
+    parser.add_argument("--only", action="append", metavar="TEXT", help="only loggers whose names contain this")
     given = parser.parse_args()
     for part in given.parts:
         if part not in parts:
@@ -50,6 +51,9 @@ def main() -> None:
     size = suite.QUICK if quick else suite.Size()
     if given.repeats:
         size = dataclasses.replace(size, repeats=given.repeats)
+    if given.only:
+        rows = [row for row in size.rows if any(text in row.name for text in given.only)]
+        size = dataclasses.replace(size, rows=rows)
     report = suite.Report()
     machine = (
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
@@ -76,7 +80,9 @@ def main() -> None:
                 "merge_dicts: times faster than Lightning's", merging.table(3, 5) if quick else merging.table(15, 200)
             ),
             "image": lambda: suite.image(report, size, uri),
-            "outage": lambda: paragraph("A server that is killed", outage.table(*((3, 1) if quick else (60, 20)))),
+            "outage": lambda: paragraph(
+                "A server that is killed", outage.table(*((3, 1, ["process"]) if quick else (60, 20)))
+            ),
             "ranks": lambda: paragraph(
                 "Ranks beside a server that hangs", ranks.table(uri, *((3, 1) if quick else (200, 8)))
             ),

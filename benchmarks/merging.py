@@ -15,7 +15,9 @@ def table(repeats: int, number: int) -> list[str]:
     for width in (5, 20, 100):
         cells = []
         for count in counts:
-            dicts = [{f"metric/{i}": float(v) for i, v in enumerate(rng.random(width))} for _ in range(count)]
+            # Names that a program writes down are the same strings in every dictionary.
+            names = [f"metric/{index}" for index in range(width)]
+            dicts = [dict(zip(names, map(float, rng.random(width)), strict=True)) for _ in range(count)]
             found = interleaved(
                 {
                     "ours": lambda dicts=dicts: merge_dicts(dicts),  # type: ignore[misc]

@@ -16,7 +16,6 @@ from typing import Any
 from benchmarks.rows import BY_NAME, FLOOR, FLOOR_ROW
 
 _FEW_S = 2.5
-_TURNS = 6
 
 
 def _metrics(count: int, step: int) -> dict[str, float]:
@@ -94,7 +93,7 @@ def _bare(uri: str, points: int) -> dict[str, Any]:
     return {"seconds": seconds, "complete": len(client.get_metric_history(run, "metric_0")) == points // 5}
 
 
-def fit(row: str, epochs: int, uri: str, folder: Path) -> dict[str, Any]:
+def fit(row: str, epochs: int, turns: int, uri: str, folder: Path) -> dict[str, Any]:
     """(d) Seconds of a real ``Trainer.fit``: its training loop, and all of it."""
     import torch
     from lightning.pytorch import Callback, Trainer, seed_everything
@@ -139,8 +138,8 @@ def fit(row: str, epochs: int, uri: str, folder: Path) -> dict[str, Any]:
         if not hasattr(logger, "log_hyperparams"):
             logger = _as_lightnings(logger)
     # In turn within one process: machines change their speed from one minute to the next.
-    turns = [(train(False, epochs), train(logger, epochs)) for _ in range(_TURNS)]
-    return {part: [[off[at], on[at]] for off, on in turns] for at, part in enumerate(("loop", "whole"))}
+    taken = [(train(False, epochs), train(logger, epochs)) for _ in range(turns)]
+    return {part: [[off[at], on[at]] for off, on in taken] for at, part in enumerate(("loop", "whole"))}
 
 
 def _as_lightnings(sdk: Any) -> Any:
@@ -164,7 +163,7 @@ def _as_lightnings(sdk: Any) -> Any:
     return Adapted()
 
 
-def busy(row: str, seconds: float, uri: str, folder: Path) -> dict[str, Any]:
+def busy(row: str, seconds: float, turns: int, uri: str, folder: Path) -> dict[str, Any]:
     """(e) How many units of pure Python work are done a second, with and without 1,000 points a second logged."""
     logger = BY_NAME[row].make(folder, uri)
     ours = hasattr(logger, "wait_for_run")
@@ -192,11 +191,11 @@ def busy(row: str, seconds: float, uri: str, folder: Path) -> dict[str, Any]:
                     inside += time.perf_counter() - now
         return done / (time.perf_counter() - begun), inside / seconds
 
-    turns = []
-    for _ in range(_TURNS):
+    done = []
+    for _ in range(turns):
         off, _ = work(False)
         on, share = work(True)
-        turns.append([off, on, share])
+        done.append([off, on, share])
         if ours and "journal only" not in row:  # what is left of this turn is not to fall into the next one's silence
             ends = time.monotonic() + 20
             while logger.stats.pending and time.monotonic() < ends:
@@ -204,7 +203,7 @@ def busy(row: str, seconds: float, uri: str, folder: Path) -> dict[str, Any]:
         else:
             time.sleep(1)
     logger.finalize("success")
-    return {"turns": turns}
+    return {"turns": done}
 
 
 def construction(row: str, uri: str, folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.measure import percentiles
@@ -77,10 +78,10 @@ def latencies(delivery: str, seconds: float, down_s: float) -> list[str]:
     ]
 
 
-def table(seconds: float, down_s: float) -> list[str]:
-    """Both hosts."""
+def table(seconds: float, down_s: float, hosts: Sequence[str] = ("thread", "process")) -> list[str]:
+    """Each host."""
     head = [
         "| delivery | calls | median | p99 | p99.9 | longest | pending after finalize | retried |",
         "| --- " * 8 + "|",
     ]
-    return [*head, *latencies("thread", seconds, down_s), *latencies("process", seconds, down_s)]
+    return [*head, *(line for host in hosts for line in latencies(host, seconds, down_s))]

@@ -38,6 +38,7 @@ class Size:
     calls: int = 5_000
     points: int = 50_000
     epochs: int = 3
+    turns: int = 6
     busy_s: float = 2.5
     records: int = 100_000
     images: int = 20
@@ -47,7 +48,7 @@ class Size:
 
 
 QUICK = Size(
-    repeats=1, calls=50, points=500, epochs=1, busy_s=0.5, records=2_000, images=2, slow_points=100, stores=1,
+    repeats=1, calls=50, points=500, epochs=1, turns=1, busy_s=0.5, records=2_000, images=2, slow_points=100, stores=1,
     rows=[BY_NAME[name] for name in ("no-op logger", FLOOR_ROW, "Lightning CSVLogger", "ours, CSVLogger")],
 )  # fmt: skip
 
@@ -219,7 +220,7 @@ def fit(report: Report, size: Size, uri: str) -> None:
         "logger=False",
         *(row.name for row in installed(size.rows) if row.sort != FLOOR or row.name == "no-op logger"),
     ]
-    given = {name: {"row": name, "epochs": size.epochs, "uri": uri} for name in names}
+    given = {name: {"row": name, "epochs": size.epochs, "turns": size.turns, "uri": uri} for name in names}
     found = in_turn("fit", given, size.repeats)
     lines = []
     for name, results in found.items():
@@ -234,7 +235,7 @@ def fit(report: Report, size: Size, uri: str) -> None:
         "A real training",
         f"`Trainer.fit` of the digits network, {size.epochs} epochs of 45 steps, every step logged "
         "(`log_every_n_steps=1`): seconds of the training loop, and its ratio and that of the whole `fit` (with the end, which "
-        "waits for delivery) to `logger=False`. In every process six fits with the logger, each after one without; the ratio "
+        f"waits for delivery) to `logger=False`. In every process {size.turns} fits with the logger, each after one without; the ratio "
         "is their median, and its spread that over processes.",
         ["logger", "loop, s", "loop, ratio", "whole fit, ratio"],
         lines,
@@ -248,7 +249,7 @@ def busy(report: Report, size: Size, uri: str) -> None:
         if row.name == "no-op logger" or (row.sort == OURS and "Memory" not in row.name)
         or row.name in {"Lightning MLFlowLogger, server, `synchronous=False`", "Lightning CSVLogger", "Lightning TensorBoardLogger"}
     ]  # fmt: skip
-    given = {row.name: {"row": row.name, "seconds": size.busy_s, "uri": uri} for row in chosen}
+    given = {row.name: {"row": row.name, "seconds": size.busy_s, "turns": size.turns, "uri": uri} for row in chosen}
     found = in_turn("busy", given, size.repeats)
     lines = []
     for name, results in found.items():
@@ -258,7 +259,7 @@ def busy(report: Report, size: Size, uri: str) -> None:
     report.table(
         "A busy Python loop beside delivery",
         "How much longer pure Python work takes while 1,000 points a second are logged and delivered (two cores, shared "
-        "with the MLflow server where there is one). In every process six turns with logging, each after one without; the ratio is "
+        f"with the MLflow server where there is one). In every process {size.turns} turns with logging, each after one without; the ratio is "
         "their median, and its spread that over processes.",
         ["logger", "ratio", "share of time inside the log calls"],
         lines,
