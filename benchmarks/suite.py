@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import percentiles
-from benchmarks.rows import BY_NAME, FLOOR, FLOOR_ROW, OURS, ROWS, Row
+from benchmarks.rows import BY_NAME, CONTROL, FLOOR, FLOOR_ROW, OURS, ROWS, Row
 
 STORES: Sequence[tuple[str, int | None]] = (
     ("SQLite file", 0),
@@ -37,8 +37,8 @@ class Size:
     repeats: int = 5
     calls: int = 5_000
     points: int = 50_000
-    epochs: int = 3
-    turns: int = 6
+    epochs: int = 15
+    turns: int = 4
     busy_s: float = 2.5
     records: int = 100_000
     images: int = 20
@@ -245,8 +245,8 @@ def fit(report: Report, size: Size, uri: str) -> None:
 def busy(report: Report, size: Size, uri: str) -> None:
     """(e)."""
     chosen = [
-        row for row in installed(size.rows)
-        if row.name == "no-op logger" or (row.sort == OURS and "Memory" not in row.name)
+        row for row in installed([*size.rows, CONTROL])
+        if row.name in {"no-op logger", CONTROL.name} or (row.sort == OURS and "Memory" not in row.name)
         or row.name in {"Lightning MLFlowLogger, server, `synchronous=False`", "Lightning CSVLogger", "Lightning TensorBoardLogger"}
     ]  # fmt: skip
     given = {row.name: {"row": row.name, "seconds": size.busy_s, "turns": size.turns, "uri": uri} for row in chosen}
