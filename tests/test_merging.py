@@ -10,10 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_loggers import LogPolicy
+from lightning_loggers.adapters.memory import memory_of
 from lightning_loggers.cli import console, main
+from lightning_loggers.delivery import worker as worker_module
 from lightning_loggers.delivery.merging import Merged, RankMerger
 from lightning_loggers.delivery.stragglers import paces
+from lightning_loggers.delivery.worker import StepKind, Worker
 from lightning_loggers.errors import ConfigurationError
+from lightning_loggers.journal.layout import journal_dir
 from lightning_loggers.journal.reader import Entry, Position
 from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.records import Header, RankRules, Record, RunSpec
@@ -111,6 +115,26 @@ def test_what_is_on_disk_is_not_late() -> None:
     streams[1].say(metric(0, loss=3.0), metric(1, loss=1.0))
     assert points(merger.take(100.0))[0] == (0, {"loss": 2.0})
     assert not missing
+
+
+def test_rank_that_is_far_ahead_is_waited_for_at_leisure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once as much is read ahead as may be, delivery looks for the late rank now and then, and does not spin."""
+    monkeypatch.setattr(worker_module, "_MOST_READ_AHEAD", 3)
+    run = RunSpec("u", "e", "v", "memory", ranks=RankRules((0, 1), wait_s=3600.0))
+    early, late = (JournalWriter(journal_dir(tmp_path), run, rank=rank, normalise_metrics=dict) for rank in range(2))
+    for step in range(6):
+        early.append_metrics({"loss": 1.0}, step)
+    late.append_metrics({"loss": 3.0}, 0)
+    worker = Worker(tmp_path)
+    steps = [worker.step() for _ in range(6)]
+    assert [(step.kind, step.wait_s) for step in steps[-3:]] == [(StepKind.IDLE, worker_module.POLL_S)] * 3
+    for step in range(1, 6):
+        late.append_metrics({"loss": 3.0}, step)
+    while worker.step().kind is StepKind.PROGRESS:
+        pass
+    assert memory_of(tmp_path).points("loss")[-1][2] == 2.0
+    for held in (early, late, worker):
+        held.close()
 
 
 def test_end_of_the_run_comes_last() -> None:

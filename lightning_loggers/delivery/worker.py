@@ -300,9 +300,10 @@ class Worker:
         self._merged = [item for item in self._merged if not item.is_behind(state.cursors)]
         if not self._merged:
             self._merged = merger.take(now_s)
-        wait_s = 0.0 if more else _ENDING_POLL_S if merger.ending else POLL_S
+        idle_s = _ENDING_POLL_S if merger.ending else POLL_S
+        wait_s = 0.0 if more else idle_s
         if not self._merged:
-            return Step(StepKind.PROGRESS if read else StepKind.IDLE, wait_s)
+            return Step(StepKind.PROGRESS, wait_s) if read else Step(StepKind.IDLE, idle_s)
         outcome = self._deliver("", self._merged)
         if isinstance(outcome, Fault):
             return self._failed(outcome)
