@@ -2,7 +2,6 @@
 
 import os
 import string
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -11,7 +10,7 @@ from typing import Any
 from typing_extensions import override
 
 from lightning_loggers.errors import ConfigurationError
-from lightning_loggers.ranks import current_rank
+from lightning_loggers.ranks import current_rank, world_size
 from lightning_loggers.values.metrics import as_number, safe_str
 
 NAME_FIELDS = (
@@ -60,13 +59,9 @@ def _format(data: Any, depth: int) -> str:
 
 def process_fields() -> dict[str, int]:
     """Ranks and sizes of this process, as torch.distributed or the launcher's environment say; asked now."""
-    rank, world_size = current_rank(), None
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_initialized():
-        world_size = int(distributed.get_world_size())
     return {
-        "rank": rank,
-        "world_size": world_size or _environment(("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"), 1),
+        "rank": current_rank(),
+        "world_size": world_size() or _environment(("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"), 1),
         "local_rank": _environment(("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"), 0),
         "local_world_size": _environment(("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"), 1),
         "node_rank": _environment(("NODE_RANK", "GROUP_RANK", "SLURM_NODEID"), 0),

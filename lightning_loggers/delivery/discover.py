@@ -21,7 +21,7 @@ from lightning_loggers.journal.layout import (
 )
 from lightning_loggers.journal.lock import is_locked
 from lightning_loggers.journal.reader import Position, read_first_header
-from lightning_loggers.records import Header, is_terminal
+from lightning_loggers.records import Header
 from lightning_loggers.secrets import secrets_of_uri, strip_uri
 
 OnProblem = Callable[[Path, str], object]
@@ -120,8 +120,7 @@ class Target:
 
     def needs_closing(self, state: TrackerState) -> bool:
         """Whether the tracker shows the run as running although its processes died without a word."""
-        open_there = state.remote.id is not None and not is_terminal(state.status)
-        return open_there and not state.left_open and not self.writer_alive()
+        return state.closes_when_dead and not self.writer_alive()
 
 
 def writer_alive(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from lightning_loggers import jobs
 from lightning_loggers.adapters.base import RemoteRun
 from lightning_loggers.journal.layout import state_path
 from lightning_loggers.journal.reader import Position
-from lightning_loggers.records import RunStatus
+from lightning_loggers.records import RunStatus, is_terminal
 
 _encode = msgspec.json.Encoder().encode
 _MAX_STATE_BYTES = 64 * 2**20
@@ -49,9 +49,11 @@ class TrackerState(msgspec.Struct):
     job: dict[str, Any] | None = None
 
     @property
-    def left_open(self) -> bool:
-        """Whether the run waits for a job that goes on with it, as far as is known."""
-        return self.wanted_status == RunStatus.PREEMPTED and not jobs.is_over(self.job)
+    def closes_when_dead(self) -> bool:
+        """Whether the tracker shows the run as running, and no job will go on with it, as far as is known."""
+        if self.remote.id is None or is_terminal(self.status):
+            return False
+        return self.wanted_status != RunStatus.PREEMPTED or jobs.is_over(self.job)
 
     def count_reason(self, reason: str) -> None:
         """Count a cause; past 100 different ones they are counted together."""

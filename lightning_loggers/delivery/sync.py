@@ -421,6 +421,7 @@ class _Lane(threading.Thread):
             self._progressed(task)
             if self._sync.stopping.is_set():
                 return None
+            # A follower comes back for what a live run logs meanwhile; anybody else does what there was at the start.
             for_now = bool(step.wait_s) if self._sync.follow else worker.caught_up(task.snapshot)
             if for_now and worker.writer_alive():
                 return Step(StepKind.IDLE)

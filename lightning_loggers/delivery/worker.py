@@ -23,6 +23,7 @@ from lightning_loggers.adapters.base import Adapter, Context, Delivered, Fault, 
 from lightning_loggers.adapters.fitting import KeyMap
 from lightning_loggers.adapters.registry import adapter_class
 from lightning_loggers.delivery.backoff import Backoff
+from lightning_loggers.delivery.discover import writer_alive
 from lightning_loggers.delivery.state import StateFile, TrackerState, state_name
 from lightning_loggers.errors import JournalError
 from lightning_loggers.journal.blobs import BlobStore
@@ -194,14 +195,12 @@ class Worker:
 
     def writer_alive(self) -> bool:
         """Whether a live process writes any stream of the run."""
-        return any(is_locked(lock_path(self.folder, stream)) for stream in list_segments(self.folder))
+        return writer_alive(self.folder)
 
     def needs_closing(self) -> bool:
         """Whether the tracker still shows the run as running although nobody writes it and nobody will go on."""
         state = self.state or self._load_state()
-        if state is None or is_terminal(state.status) or state.remote.id is None:
-            return False
-        return not state.left_open and not self.writer_alive()
+        return state is not None and state.closes_when_dead and not self.writer_alive()
 
     def is_leftover(self, tracker: str, destination: str, options: Mapping[str, Any]) -> bool:
         """Whether this is a dead process's run for the given place, not all delivered; takes its options if so."""
