@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import sys
 import threading
 import time
 import wave
@@ -41,7 +42,7 @@ from lightning_loggers.adapters.kinds_table import kinds_table
 from lightning_loggers.adapters.registry import adapter_class
 from lightning_loggers.adapters.tensorboard_media import with_boxes
 from lightning_loggers.delivery.worker import StepKind, Worker
-from lightning_loggers.errors import ConfigurationError, UnsuitableValueError
+from lightning_loggers.errors import ConfigurationError, MissingDependencyError, UnsuitableValueError
 from lightning_loggers.journal import read
 from lightning_loggers.loggers import encoding
 from lightning_loggers.loggers.kinds import LOGGABLE
@@ -715,7 +716,7 @@ def submit(logger: Any, value: Slow, step: int) -> None:
     """Have a value encoded."""
     writer = logger._start()
     record = Record(time.time_ns(), Kind.IMAGE.value, step, id="x")
-    encoding.submit(logger, writer, logger._notices, record, value)
+    encoding.submit(encoding.Job(logger, writer, record, value, value.size_bytes))
 
 
 def steps_of(logger: Any) -> list[int]:
@@ -893,6 +894,7 @@ def test_unsuitable_values_are_told_once_and_counted(caplog: pytest.LogCaptureFi
     logger.log_audio("tone", np.zeros(5))
     logger.log(1.5, "power", kind="carbon")
     logger.log_artifact("/nowhere/at/all")
+    assert encoding.drain(logger)  # an array without further arguments is checked beside the training
     assert logger.stats.dropped_reasons == {"unsuitable value": 5, "no such file": 1}
     told = [message for message in caplog.messages if "val/sample" in message]
     assert len(told) == 1
@@ -900,6 +902,120 @@ def test_unsuitable_values_are_told_once_and_counted(caplog: pytest.LogCaptureFi
     assert "(C, H, W)" in told[0]
     assert any("comes with another release" in message for message in caplog.messages)
     assert logger.records == []
+
+
+ARRAYS: dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], str]] = {
+    "image": (np.zeros((4, 4, 3), np.uint8), np.zeros((7, 9, 11)), "(7, 9, 11)"),
+    "audio": (np.zeros(8), np.zeros((2, 2, 2)), "sample_rate"),
+    "video": (np.zeros((2, 3, 4, 4), np.uint8), np.zeros((2, 3)), "fps"),
+    "histogram": (np.arange(9.0), np.zeros(0), "(0,)"),
+    "point_cloud": (np.zeros((5, 3)), np.zeros((5, 4)), "(5, 4)"),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_a_plain_array_costs_the_call_its_copy_and_no_check(
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The call of an array only copies it; what is wrong is told, counted and named when its turn comes."""
+    good, bad, seen = ARRAYS[kind]
+    defaults = {"audio": {"sample_rate": 8000}, "video": {"fps": 2}}
+    logger, slow = InMemoryLogger(), Slow()
+    monkeypatch.setattr(logger, "_media_defaults", {Kind(name): known for name, known in defaults.items()})
+    submit(logger, slow, 0)  # type: ignore[arg-type]
+    assert slow.begun.wait(60)  # the encoding thread is held up
+    value = good.copy()
+    logger.log(value, "good", kind=kind, step=1)
+    value[:] = 1
+    if kind in defaults:
+        monkeypatch.setattr(logger, "_media_defaults", {})
+    logger.log(bad, "bad", kind=kind, step=2)
+    assert (logger.stats.dropped, encoding.pending(logger)) == (0, 3)
+    assert not any("bad" in message for message in caplog.messages)
+    slow.go_on.set()
+    assert encoding.drain(logger)
+    assert [record.id for record in logger.records] == ["x", "good"]
+    assert logger.stats.dropped_reasons == {"unsuitable value": 1}
+    told = [message for message in caplog.messages if "'bad' is not logged" in message]
+    assert len(told) == 1
+    assert seen in told[0]
+    expected = InMemoryLogger()
+    expected.log(good, "good", kind=kind, step=1, strict=True, **defaults.get(kind, {}))
+    assert encoding.drain(expected)
+    (same,) = expected.records
+    assert logger.records[1].value == same.value
+    assert [blob.id for blob in logger.records[1].blobs or []] == [blob.id for blob in same.blobs or []]
+
+
+def test_tensors_that_are_only_copied_are_what_they_would_be(tmp_path: Path) -> None:
+    """A tensor is read as (C, H, W) where an array is (H, W, C), its copy too; other types go the longer way."""
+    logger = CSVLogger(tmp_path)
+    values = torch.arange(45, dtype=torch.uint8).reshape(3, 5, 3) * 5
+    logger.log_image("tensor", values, 0)
+    logger.log_image("gradient", (values / 255).requires_grad_(), 0)
+    logger.log_image("bfloat16", (values > 100).to(torch.bfloat16), 0)
+    logger.log_image("array", values.numpy(), 0)
+    expected = values.clone().numpy()
+    values.zero_()
+    logger.finalize("success")
+    media = Path(str(logger.log_dir)) / "media"
+    seen = {name: pixels((media / name / "0.png").read_bytes()) for name in ("tensor", "gradient", "bfloat16", "array")}
+    np.testing.assert_array_equal(seen["tensor"], expected.transpose(1, 2, 0))
+    np.testing.assert_array_equal(seen["gradient"], expected.transpose(1, 2, 0))
+    np.testing.assert_array_equal(seen["bfloat16"], (expected.transpose(1, 2, 0) > 100) * 255)
+    np.testing.assert_array_equal(seen["array"], expected)
+
+
+def test_an_array_of_no_numbers_is_told_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """Objects, texts and dates in an array are no pixels; the message says what was seen."""
+    logger = InMemoryLogger()
+    for name, value in (
+        ("objects", np.array([[None, 1]])),
+        ("texts", np.array([["a"]])),
+        ("complex", np.ones((2, 2), complex)),
+    ):
+        logger.log_image(name, value)
+    assert encoding.drain(logger)
+    assert logger.stats.dropped_reasons == {"unsuitable value": 3}
+    assert logger.records == []
+    for name in ("objects", "texts", "complex"):
+        assert any(f"'{name}' is not logged" in message for message in caplog.messages)
+
+
+def test_a_missing_library_is_told_once_for_all_arrays(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What encodes a kind is not installed: the command that installs it is told once, every value is counted."""
+
+    def missing(*args: object, **kwargs: object) -> None:
+        raise MissingDependencyError("log_image needs `pillow>=10`. Install it: pip install pillow")
+
+    monkeypatch.setattr("lightning_loggers.values.images.require", missing)
+    logger = InMemoryLogger()
+    for name in ("a", "b"):
+        logger.log_image(name, np.zeros((4, 4), np.uint8))
+    assert encoding.drain(logger)
+    assert logger.stats.dropped_reasons == {"missing library": 2}
+    assert len([message for message in caplog.messages if "pip install pillow" in message]) == 1
+
+
+def test_losses_are_counted_by_all_threads_together(tmp_path: Path) -> None:
+    """No count is lost where several threads find out at once that something cannot be kept."""
+    logger = CSVLogger(tmp_path, delivery="offline")
+    writer = logger._start()
+    assert writer is not None
+    threads = [threading.Thread(target=lambda: [writer.count_dropped("x") for _ in range(20_000)]) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert writer.dropped == {"x": 80_000}
+    logger.close()
 
 
 def test_strict_raises_what_is_wrong() -> None:

@@ -120,6 +120,7 @@ class JournalWriter:
         self._roll_above = segment_bytes
         self._header_rank = 0
         self._lock = threading.RLock()  # reentrant: a signal handler may append; never taken by delivery
+        self._counting = threading.RLock()
         self._writer_lock: FileLock | None = None
         self._buffer: deque[bytes] = deque()
         self._buffered_bytes = 0
@@ -567,8 +568,13 @@ class JournalWriter:
             self._writer_lock.release()
             self._writer_lock = None
 
+    def count_dropped(self, reason: str, count: int = 1) -> None:
+        """Count records that are not kept; any thread may."""
+        with self._counting:
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
+
     def _count_drop(self, reason: str, count: int, message: str) -> None:
-        self.dropped[reason] = self.dropped.get(reason, 0) + count
+        self.count_dropped(reason, count)
         self._notices.tell_once(("dropped", reason, str(self.folder)), f"{message} Training goes on.")
 
     def _tell_refusal(self, error: Exception | None) -> None:
@@ -582,7 +588,7 @@ class JournalWriter:
 
     def _start_over_in_child(self) -> None:
         """After ``fork``: drop the parent's descriptors; the first append opens a stream of this process's own."""
-        self._lock = threading.RLock()
+        self._lock, self._counting = threading.RLock(), threading.RLock()
         fd, self._open_fd, self._fd = self._open_fd, -1, -1
         if fd >= 0:
             with contextlib.suppress(OSError):

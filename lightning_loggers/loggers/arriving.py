@@ -122,8 +122,7 @@ class Call:
                 arrival.synchronize()
             self.writer.append_arrived(self.metrics, self.step, self.time_ns, self.place)
         except Exception as error:  # noqa: BLE001 - seam: whatever a device that failed raises must end nothing else
-            dropped = self.writer.dropped
-            dropped["not fetched"] = dropped.get("not fetched", 0) + 1
+            self.writer.count_dropped("not fetched")
             self.notices.tell_once(
                 ("arrivals", type(error)),
                 f"Metrics {', '.join(map(repr, self.metrics))[:200]} of step {self.step} could not be fetched from "

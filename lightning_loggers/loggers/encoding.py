@@ -4,16 +4,15 @@ A log call hands over a snapshot and its record, which is stamped already. The r
 its files are in the blob folder, and in the order of the log calls.
 """
 
-import logging
 import os
 import queue
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,9 +20,12 @@ from lightning_loggers import importing
 from lightning_loggers.background import kept_running
 from lightning_loggers.journal.blobs import safe_name
 from lightning_loggers.journal.writer import JournalWriter
-from lightning_loggers.notices import Notices
+from lightning_loggers.loggers.losses import not_encoded
 from lightning_loggers.records import Blob, Record
 from lightning_loggers.values.snapshots import Encoded, Snapshot
+
+if TYPE_CHECKING:
+    from lightning_loggers.loggers.journaled import JournaledLogger
 
 MAX_WAITING_BYTES = 256 * 2**20
 """What snapshots may hold in memory altogether. A log call that would exceed it encodes its own value itself."""
@@ -40,26 +42,27 @@ class Job(msgspec.Struct, eq=False):
     Attributes:
         owner: Whose it is.
         writer: The journal.
-        notices: Where what goes wrong is told.
         record: All but what encoding adds; ``None`` once it is appended, or if it cannot be encoded.
         snapshot: The value, until it is encoded.
         size_bytes: What that holds in memory.
-        series: The record's kind and identifier.
         runner: The thread that encodes it now.
         ready: Whether it is encoded.
         committed: Whether its record is in the journal.
     """
 
-    owner: Any
+    owner: "JournaledLogger"
     writer: JournalWriter
-    notices: Notices
     record: Record | None
-    snapshot: Any
-    size_bytes: int
-    series: tuple[str, str | None]
+    snapshot: Snapshot | None
+    size_bytes: int = 0
     runner: int | None = None
     ready: bool = False
     committed: bool = False
+
+    def is_in_series(self, other: "Job") -> bool:
+        """Whether its record has the kind and identifier of another's, so that one comes behind the other."""
+        mine, theirs = self.record, other.record
+        return mine is not None and theirs is not None and (mine.kind, mine.id) == (theirs.kind, theirs.id)
 
     def encode(self) -> None:
         """Make the files and put them into the blob folder; what cannot be is counted and told."""
@@ -69,18 +72,12 @@ class Job(msgspec.Struct, eq=False):
         try:
             encoded = snapshot.encode()
             for cause, message in encoded.notes:
-                self.notices.tell_once((record.kind, record.id, cause), f"{record.kind} {record.id!r}: {message}")
+                told = f"{record.kind} {record.id!r}: {message}"
+                self.owner._notices.tell_once((record.kind, record.id, cause), told)
             self.record = completed(record, encoded, store(self.writer, encoded))
         except Exception as error:  # noqa: BLE001 - seam: a value that cannot be encoded must end nothing else
             self.record = None
-            reason = "disk refused" if isinstance(error, OSError) else "not encoded"
-            self.writer.dropped[reason] = self.writer.dropped.get(reason, 0) + 1
-            self.notices.tell_once(
-                ("encoding", record.kind, record.id, type(error)),
-                f"{record.kind} {record.id!r} could not be encoded and is not kept ({type(error).__name__}: {error}). "
-                "Training goes on.",
-                level=logging.WARNING,
-            )
+            not_encoded(self.owner, record, error)
         finally:
             self.snapshot = None
 
@@ -140,6 +137,7 @@ class Encoder:
     def __init__(self) -> None:
         self._waiting: deque[Job] = deque()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # unlike Queue, a signal handler may use it
+        self._works = False  # whether the thread lives, as far as it knows
         self._asleep = False  # whether the thread waits for the bell
         self._order: deque[Job] = deque()
         self._lock = threading.RLock()
@@ -149,12 +147,14 @@ class Encoder:
 
     def submit(self, job: Job) -> None:
         """Have a value encoded and its record appended; returns at once unless the queue is full."""
+        size_bytes = job.size_bytes
         with self._lock:
             self._order.append(job)
-            fits = not self._bytes or self._bytes + job.size_bytes <= MAX_WAITING_BYTES
+            waiting = self._bytes
+            fits = not waiting or waiting + size_bytes <= MAX_WAITING_BYTES
             if fits:
-                self._bytes += job.size_bytes
-        if fits and self._runs():
+                self._bytes = waiting + size_bytes
+        if fits and (self._works or self._runs()):
             self._waiting.append(job)
             if self._asleep:
                 self._asleep = False
@@ -162,24 +162,24 @@ class Encoder:
             return
         if fits:
             with self._lock:
-                self._bytes -= job.size_bytes
+                self._bytes -= size_bytes
         self._run(job)
 
     def add_ready(self, job: Job) -> None:
         """Append a record that needs no encoding: now, unless an earlier one of its kind and name is under way."""
         job.snapshot, job.ready = None, True
-        if not any(other.series == job.series and other.owner is job.owner for other in list(self._order)):
+        if not any(other.owner is job.owner and other.is_in_series(job) for other in list(self._order)):
             job.commit()
             return
         with self._lock:
             self._order.append(job)
         self._commit()
 
-    def pending(self, owner: Hashable) -> int:
+    def pending(self, owner: "JournaledLogger") -> int:
         """How many of an owner's records are on their way."""
         return sum(job.owner is owner and not job.committed for job in list(self._order))
 
-    def drain(self, owner: Hashable, timeout_s: float = DRAIN_TIMEOUT_S) -> bool:
+    def drain(self, owner: "JournaledLogger", timeout_s: float = DRAIN_TIMEOUT_S) -> bool:
         """Have everything of an owner in the journal; the caller helps encoding.
 
         Args:
@@ -216,8 +216,12 @@ class Encoder:
         return self._thread is not None
 
     def _work_beside(self) -> None:
-        with importing.beside_training():
-            self._work()
+        self._works = True
+        try:
+            with importing.beside_training():
+                self._work()
+        finally:
+            self._works = False
 
     def _work(self) -> None:
         lingers_until = 0.0
@@ -281,28 +285,15 @@ _encoder = Encoder()
 os.register_at_fork(after_in_child=_encoder.start_over_in_child)
 
 
-def submit(
-    owner: Hashable, writer: JournalWriter, notices: Notices, record: Record, snapshot: Snapshot, *, ready: bool = False
-) -> None:
-    """Have a record in the journal once its value is encoded.
-
-    Args:
-        owner: Who can :func:`drain` it.
-        writer: The journal.
-        notices: Where what goes wrong is told.
-        record: All but what encoding adds.
-        snapshot: The value.
-        ready: Whether there is nothing left to encode.
-    """
-    job = Job(owner, writer, notices, record, snapshot, snapshot.size_bytes, (record.kind, record.id))
-    (_encoder.add_ready if ready else _encoder.submit)(job)
+submit = _encoder.submit
+add_ready = _encoder.add_ready
 
 
-def drain(owner: Hashable, timeout_s: float = DRAIN_TIMEOUT_S) -> bool:
+def drain(owner: "JournaledLogger", timeout_s: float = DRAIN_TIMEOUT_S) -> bool:
     """Have everything of an owner in the journal; see :meth:`Encoder.drain`."""
     return _encoder.drain(owner, timeout_s)
 
 
-def pending(owner: Any) -> int:
+def pending(owner: "JournaledLogger") -> int:
     """How many of an owner's records are on their way."""
     return _encoder.pending(owner)

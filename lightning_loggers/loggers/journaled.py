@@ -151,6 +151,7 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
         """The state of a logger that has not logged: what a pickled or copied one begins with."""
         self._starting = threading.RLock()  # reentrant: a signal handler may log while its own thread begins the run
         self._writer: JournalWriter | None = None
+        self._open_writer: JournalWriter | None = None  # the same, from a first record to close()
         self._host: Host | None = None
         self._relay: Relay | None = None
         self._notices = Notices()
@@ -203,8 +204,8 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
 
     def _start(self) -> JournalWriter | None:
         """The writer, begun if need be; ``None`` on ranks that do not log."""
-        if self._writer is not None and self._host is not None and self._append != self._append_first:
-            return self._writer
+        if self._open_writer is not None:
+            return self._open_writer
         rank = self.worker_rank
         if rank != 0 and (self._policy is None or not self._policy.logs_on(rank)):
             self._tell_of_refusal()
@@ -223,6 +224,7 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
             if self._relay is not None:
                 self._relay.start()
             self._append = self._writer.append_metrics
+            self._open_writer = self._writer
             return self._writer
 
     def _make_writer(self) -> JournalWriter:
@@ -315,7 +317,7 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
         if self._writer is None:
             self._lost_inside += 1
         else:
-            self._writer.dropped[reason] = self._writer.dropped.get(reason, 0) + 1
+            self._writer.count_dropped(reason)
 
     def _keep_pickled_model(self, writer: JournalWriter, model: Any) -> list[Blob]:
         """Keep a whole model in the tracker's own form, where it has one; empty where it has none."""
@@ -394,7 +396,7 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
                     ("checkpoint", str(found.path)),
                     f"The checkpoint {found.path} could not be kept for {self.tracker} ({error}). Training goes on.",
                 )
-                writer.dropped["unreadable file"] = writer.dropped.get("unreadable file", 0) + 1
+                writer.count_dropped("unreadable file")
                 continue
             self._record(
                 Kind.CHECKPOINT,
@@ -548,7 +550,7 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
                 host.stop()
             if self._relay is not None:
                 self._relay.close()
-            self._append = self._append_first
+            self._append, self._open_writer = self._append_first, None
             _live.discard(self)
         except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
             self._swallow("close", error)
@@ -750,6 +752,7 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
         for key in (
             "_starting",
             "_writer",
+            "_open_writer",
             "_host",
             "_relay",
             "_gate",
@@ -792,7 +795,7 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
     def _start_over_in_child(self) -> None:
         """After ``fork``: the next record opens a stream and a host of this process."""
         self._starting = threading.RLock()  # another thread of the parent may have held it
-        self._append = self._append_first
+        self._append, self._open_writer = self._append_first, None
         self._finalized_at = 0
         if self._gate is not None:
             self._gate.start_over_in_child()

@@ -1,14 +1,18 @@
 """One call for every kind of object, and a method for each."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from torch import Tensor
 
 from lightning_loggers.adapters.base import unknown_option
 from lightning_loggers.errors import ConfigurationError, NonFiniteError
 from lightning_loggers.loggers import watching
-from lightning_loggers.loggers.recording import HANDLERS, RESERVED, Call, FailedFunctionError, not_logged
+from lightning_loggers.loggers.losses import FailedFunctionError, not_logged
+from lightning_loggers.loggers.recording import HANDLERS, OF_ARRAYS, RESERVED, Call, copy_only
 from lightning_loggers.records import Kind
 from lightning_loggers.values.lazy import Once, is_lazy
 from lightning_loggers.values.metrics import safe_str
@@ -60,7 +64,10 @@ class Kinds:
             UnsuitableValueError: With ``strict=True``: for a value of the wrong shape, rate or type.
             MissingDependencyError: With ``strict=True``: if what encodes the value is not installed.
         """
-        known = as_kind(kind)
+        known = (_KINDS.get(kind) if type(kind) is str else None) or as_kind(kind)
+        if not isinstance(identifier, _LISTS):
+            self._log_kind(known, identifier, item, step, batch_idx, strict=strict, **kwargs)
+            return
         for name, value in _pairs(item, identifier):
             self._log_kind(known, name, value, step, batch_idx, strict=strict, **kwargs)
 
@@ -310,19 +317,27 @@ class Kinds:
         **kwargs: Any,
     ) -> None:
         """What every method above comes to, whatever a subclass makes of that method."""
-        logger = cast("JournaledLogger", self)
+        logger: JournaledLogger = self  # type: ignore[assignment]
         try:
-            name = safe_str(identifier)
-            if kind is Kind.METRIC:
+            name = identifier if type(identifier) is str else safe_str(identifier)
+            if kind is _METRIC:
                 if batch_idx is None or logger._gate is None:
                     logger.log_metrics({name: item}, step)
                 else:
                     logger._gate.log_metrics({name: item}, step, batch_idx)
                 return
-            if logger._refuses(kind, name, step, batch_idx):
+            if logger._gate is not None and logger._gate.refuses(kind, name, step, batch_idx):
                 return
-            writer = logger._start()
+            writer = logger._open_writer or logger._start()
             if writer is None:
+                return
+            if (
+                type(item) in _ARRAYS
+                and not strict
+                and not kwargs
+                and kind in OF_ARRAYS
+                and copy_only(logger, writer, kind, name, item, step=step)
+            ):
                 return
             if is_lazy(item) and kind not in RESERVED:
                 try:
@@ -338,7 +353,10 @@ class Kinds:
             not_logged(logger, kind, identifier, error)
 
 
-_KINDS = {kind.value: kind for kind in LOGGABLE}
+_ARRAYS = frozenset({np.ndarray, Tensor})
+_METRIC = Kind.METRIC  # looking it up takes an enumeration's class a microsecond
+_LISTS = (list, tuple)
+_KINDS: dict[str, Kind] = {kind.value: kind for kind in LOGGABLE}
 
 
 def as_kind(kind: str) -> Kind:
@@ -353,10 +371,7 @@ def as_kind(kind: str) -> Kind:
     return known
 
 
-def _pairs(item: Any, identifier: Any) -> Iterator[tuple[Any, Any]]:
-    if not isinstance(identifier, list | tuple):
-        yield identifier, item
-        return
+def _pairs(item: Any, identifier: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
     if is_lazy(item):
         once = item if isinstance(item, Once) else Once(item)
         for index, name in enumerate(identifier):

@@ -1,6 +1,6 @@
 """What becomes of each kind: a user's value becomes a record with its files.
 
-The training thread checks a value and copies it. Files are made of the copy in the background
+The training thread checks a value and copies it; a plain array it only copies. The rest is done in the background
 (:mod:`lightning_loggers.loggers.encoding`).
 """
 
@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
-from lightning_loggers.errors import ConfigurationError, MissingDependencyError, UnsuitableValueError
+from lightning_loggers.errors import ConfigurationError, UnsuitableValueError
 from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.loggers import encoding
+from lightning_loggers.loggers.losses import UnreadableFileError
 from lightning_loggers.records import Blob, Kind, Record
 from lightning_loggers.values import (
+    arrays,
     audio,
     datasets,
     figures,
@@ -31,7 +34,7 @@ from lightning_loggers.values.device import snapshot_of
 from lightning_loggers.values.metrics import safe_str
 from lightning_loggers.values.params import nested
 from lightning_loggers.values.plain import plain_json
-from lightning_loggers.values.snapshots import Encoded, Ready, Snapshot, as_path, unsuitable
+from lightning_loggers.values.snapshots import Encoded, Later, Ready, Snapshot, as_path, unsuitable
 
 if TYPE_CHECKING:
     from lightning_loggers.loggers.journaled import JournaledLogger
@@ -39,15 +42,8 @@ if TYPE_CHECKING:
 RESERVED = frozenset({Kind.SYSTEM, Kind.FLOPS_PB, Kind.FLOPS_PE, Kind.EXECUTION_TIME, Kind.CARBON, Kind.PROV_DOCUMENTS})
 """Kinds whose names are taken and whose records come with another release."""
 
+_NOTHING: Mapping[str, Any] = {}
 _last_ns = 0
-
-
-class FailedFunctionError(Exception):
-    """A user's function that was to make a value."""
-
-
-class _UnreadableFileError(Exception):
-    """A user's file."""
 
 
 class Call(msgspec.Struct, gc=False):
@@ -61,27 +57,7 @@ class Call(msgspec.Struct, gc=False):
     kwargs: dict[str, Any]
 
 
-def not_logged(logger: "JournaledLogger", kind: Kind, identifier: Any, error: Exception) -> None:
-    """Tell and count a value that is not recorded."""
-    reasons: dict[type[Exception], str] = {
-        MissingDependencyError: "missing library",
-        UnsuitableValueError: "unsuitable value",
-        FailedFunctionError: "failed function",
-        _UnreadableFileError: "unreadable file",
-        FileNotFoundError: "no such file",
-    }
-    reason = next((reason for cause, reason in reasons.items() if isinstance(error, cause)), None)
-    if reason is None:
-        logger._swallow(f"log_{kind.value}", error)
-        return
-    logger._count_lost(reason)
-    # A missing library is told once, and not for every identifier.
-    cause = str(error).partition(":")[0] if reason == "missing library" else safe_str(identifier)
-    start = "" if reason == "unsuitable value" else f"{kind.value} {safe_str(identifier)!r} is not logged: "
-    logger._notices.tell_once((reason, kind, cause), f"{start}{error} Training goes on.")
-
-
-def stamped(logger: "JournaledLogger", kind: Kind, **fields: Any) -> Record:
+def stamped(logger: "JournaledLogger", kind: Kind, id: str | None = None, step: Any = None, **fields: Any) -> Record:  # noqa: A002
     """A record of this moment, told where the training is; no two have the same time."""
     global _last_ns  # noqa: PLW0603 - of the process, as time is
     now = time.time_ns()
@@ -89,7 +65,7 @@ def stamped(logger: "JournaledLogger", kind: Kind, **fields: Any) -> Record:
     _last_ns = now
     if logger._gate is not None:
         fields = logger._gate.placed(kind, fields)
-    return Record(now, kind._value_, **fields)
+    return Record(now, kind._value_, step, id=id, **fields)
 
 
 def emit(logger: "JournaledLogger", writer: JournalWriter, record: Record, snapshot: Snapshot) -> None:
@@ -98,19 +74,25 @@ def emit(logger: "JournaledLogger", writer: JournalWriter, record: Record, snaps
     Raises:
         OSError: If a file of the user cannot be kept, or the disk refuses.
     """
-    ready = isinstance(snapshot, Ready)
     if isinstance(snapshot, Ready):
-        blobs = [_linked(writer, path) for path in snapshot.paths]
+        blobs = [linked(writer, path) for path in snapshot.paths]
         blobs += encoding.store(writer, snapshot.encoded)
         record = encoding.completed(record, snapshot.encoded, blobs)
-    encoding.submit(logger, writer, logger._notices, record, snapshot, ready=ready)
+        encoding.add_ready(encoding.Job(logger, writer, record, snapshot))
+    else:
+        encoding.submit(encoding.Job(logger, writer, record, snapshot, snapshot.size_bytes))
 
 
-def _linked(writer: JournalWriter, path: Path) -> Blob:
+def linked(writer: JournalWriter, path: Path) -> Blob:
+    """Keep a user's file.
+
+    Raises:
+        UnreadableFileError: If that cannot be.
+    """
     try:
         return writer.blobs.link_file(path)
     except OSError as error:
-        raise _UnreadableFileError(f"{path} could not be kept ({error}).") from error
+        raise UnreadableFileError(f"{path} could not be kept ({error}).") from error
 
 
 def _from_snapshot(
@@ -139,6 +121,26 @@ def _from_snapshot(
             emit(logger, writer, record, take(call.value, call.identifier, **known))
 
     return handle
+
+
+def copy_only(
+    logger: "JournaledLogger", writer: JournalWriter, kind: Kind, name: str, value: Any, *, step: Any
+) -> bool:
+    """Copy an array or tensor of a kind in :data:`OF_ARRAYS`; whether it is suitable is seen where it is encoded.
+
+    Returns:
+        Whether it was: a tensor may be on a device or of a type that numpy has not, an array may hold no numbers.
+    """
+    of = type(value)
+    array = value if of is np.ndarray else arrays.memory_of(value)
+    if array is None or array.dtype.kind not in "biuf":
+        return False
+    record = stamped(logger, kind, name, step)
+    copy, size_bytes = arrays.copied(array), array.nbytes
+    known = logger._media_defaults.get(kind, _NOTHING)
+    later = Later(OF_ARRAYS[kind], name, known, arrays.own_array, (copy, array.shape, array.dtype, of), size_bytes)
+    encoding.submit(encoding.Job(logger, writer, record, later, size_bytes))
+    return True
 
 
 def _known_arguments(logger: "JournaledLogger", call: Call, taken: frozenset[str]) -> dict[str, Any]:
@@ -209,7 +211,7 @@ def _kept(writer: JournalWriter, source: Path, call: str) -> Sequence[Blob]:
     try:
         return keep(writer, source)
     except OSError as error:
-        raise _UnreadableFileError(f"{call}: {source} could not be kept ({error}); nothing of it was.") from error
+        raise UnreadableFileError(f"{call}: {source} could not be kept ({error}); nothing of it was.") from error
 
 
 def keep(writer: JournalWriter, source: Path) -> list[Blob]:
@@ -254,18 +256,23 @@ def _reserved(logger: "JournaledLogger", writer: JournalWriter, call: Call) -> N
     raise UnsuitableValueError(message)
 
 
+OF_ARRAYS: Mapping[Kind, Callable[..., Snapshot]] = {
+    Kind.IMAGE: images.snapshot,
+    Kind.AUDIO: audio.snapshot,
+    Kind.VIDEO: video.snapshot,
+    Kind.HISTOGRAM: histograms.snapshot,
+    Kind.POINT_CLOUD: point_clouds.snapshot,
+}
+"""What takes a value of the kinds that are one array, looking at no element of a tensor before it is copied."""
+
 _STATE = _from_snapshot(models.snapshot, names_kind=True)
 HANDLERS: Mapping[Kind, Callable[["JournaledLogger", JournalWriter, Call], None]] = {
     Kind.PARAM: _param,
     Kind.TEXT: _inline(safe_str),
     Kind.DICT: _inline(plain_json),
     Kind.TABLE: _from_snapshot(tables.snapshot),
-    Kind.IMAGE: _from_snapshot(images.snapshot, may_arrive=True),
     Kind.FIGURE: _from_snapshot(figures.snapshot),
-    Kind.AUDIO: _from_snapshot(audio.snapshot, may_arrive=True),
-    Kind.VIDEO: _from_snapshot(video.snapshot, may_arrive=True),
-    Kind.HISTOGRAM: _from_snapshot(histograms.snapshot, may_arrive=True),
-    Kind.POINT_CLOUD: _from_snapshot(point_clouds.snapshot, may_arrive=True),
+    **{kind: _from_snapshot(take, may_arrive=True) for kind, take in OF_ARRAYS.items()},
     Kind.ARTIFACT: _artifact,
     Kind.MODEL: _model,
     Kind.BEST_MODEL: _model,

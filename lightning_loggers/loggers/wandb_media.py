@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from lightning_loggers.loggers import recording, wandb_lists
+from lightning_loggers.loggers import losses, recording, wandb_lists
 from lightning_loggers.loggers.journaled import JournaledLogger
 from lightning_loggers.records import Kind
 from lightning_loggers.values.lazy import is_lazy
@@ -195,10 +195,10 @@ class WandbMedia(JournaledLogger):
             record = recording.stamped(self, kind, id=safe_str(key), step=step)
             snapshot = wandb_lists.snapshot(kind, items, details, safe_str(key))
             if isinstance(snapshot, Several):
-                record.blobs = [recording._linked(writer, path) for path in snapshot.paths]
+                record.blobs = [recording.linked(writer, path) for path in snapshot.paths]
             recording.emit(self, writer, record, snapshot)
         except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
-            recording.not_logged(self, kind, key, error)
+            losses.not_logged(self, kind, key, error)
 
 
 def _is_table(value: Any) -> bool:

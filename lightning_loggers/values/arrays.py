@@ -17,6 +17,16 @@ _QUICK_BYTES = 4 * 2**20
 _NUMPY_FLOATS = ("torch.float16", "torch.float32", "torch.float64")
 
 
+class OwnArray(np.ndarray):
+    """An array that is nobody else's: no snapshot of it copies it again.
+
+    Attributes:
+        of: The class of the value that it is a copy of.
+    """
+
+    of: type = np.ndarray
+
+
 def shape_of(value: Any) -> tuple[int, ...] | None:
     """The shape of a tensor or array, not looking at its values; ``None`` for what has none, such as a list."""
     shape = getattr(value, "shape", None)
@@ -43,6 +53,8 @@ def view(value: Any) -> tuple[Array, bool]:
     """
     if type(value) is np.ndarray:
         array, own = value, False
+    elif type(value) is OwnArray:
+        array, own = value.view(np.ndarray), True
     elif "torch" in origins(value) and hasattr(value, "detach"):
         array, own = _of_tensor(value)
     else:
@@ -79,10 +91,43 @@ def snapshot(value: Any) -> Array:
     array, own = view(value)
     if own:
         return array
+    content = copied(array)
+    return np.ndarray(array.shape, array.dtype, content) if isinstance(content, bytearray) else content
+
+
+def copied(array: Array) -> bytearray | Array:
+    """A copy of an array of numbers, for :func:`own_array` to make an array of; of a small one it is only its bytes."""
     if array.nbytes <= _QUICK_BYTES and array.flags.c_contiguous and array.ndim:
         # numpy gives up the interpreter to copy, and has to wait for it again while another thread encodes.
-        return np.ndarray(array.shape, array.dtype, bytearray(array))
+        return bytearray(array)
     return array.copy("K")
+
+
+def own_array(content: bytearray | Array, shape: tuple[int, ...], dtype: np.dtype[Any], of: type) -> OwnArray:
+    """The array that was :func:`copied`.
+
+    Args:
+        content: What that returned.
+        shape: The array's shape.
+        dtype: Its type.
+        of: The class of the value that was logged.
+    """
+    own = OwnArray(shape, dtype, content) if isinstance(content, bytearray) else content.view(OwnArray)
+    own.of = of
+    return own
+
+
+def class_of(value: Any) -> type:
+    """The class of a value, or of that which it is a copy of."""
+    return value.of if type(value) is OwnArray else type(value)
+
+
+def memory_of(tensor: Any) -> Array | None:
+    """The memory of a torch tensor as an array; ``None`` if numpy cannot have it: on a device, bfloat16, sparse ..."""
+    try:
+        return tensor.detach().numpy()  # type: ignore[no-any-return]
+    except (TypeError, RuntimeError):
+        return None
 
 
 def _of_tensor(value: Any) -> tuple[Array, bool]:

@@ -197,7 +197,7 @@ def _checked_layout(item: Any, identifier: str, layout: str | None) -> str:
             shape = arrays.view(item)[0].shape
         except UnsuitableValueError as error:
             raise unsuitable("image", identifier, str(error), ACCEPTED) from None
-    found = _known_layout(type(item), shape, getattr(item, "dtype", None), layout)  # type: ignore[arg-type, unused-ignore]
+    found = _known_layout(arrays.class_of(item), shape, getattr(item, "dtype", None), layout)  # type: ignore[arg-type, unused-ignore]
     if isinstance(found, str):
         return found
     raise unsuitable("image", identifier, *found)

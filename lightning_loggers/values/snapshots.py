@@ -7,10 +7,12 @@ what the training thread pays for. The snapshot's ``encode`` makes files of it, 
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+import msgspec
 
 from lightning_loggers.errors import MissingDependencyError, UnsuitableValueError
 
@@ -66,6 +68,34 @@ class Ready:
     def encode(self) -> Encoded:
         """What it is."""
         return self.encoded
+
+
+class Later(msgspec.Struct, gc=False):
+    """A copy of an array that is checked where it is encoded.
+
+    Attributes:
+        take: The family's function.
+        identifier: Its identifier.
+        known: Further arguments of ``take``.
+        make: Makes an array of the copy.
+        copied: What ``make`` is given.
+        size_bytes: What it holds in memory, bytes.
+    """
+
+    take: Callable[..., Snapshot]
+    identifier: str
+    known: Mapping[str, Any]
+    make: Callable[..., Any]
+    copied: tuple[Any, ...]
+    size_bytes: int
+
+    def encode(self) -> Encoded:
+        """Check it and make files of it.
+
+        Raises:
+            UnsuitableValueError: As ``take`` does, and so on.
+        """
+        return self.take(self.make(*self.copied), self.identifier, **self.known).encode()
 
 
 def unsuitable(kind: str, identifier: str, seen: str, accepted: str) -> UnsuitableValueError:

@@ -1,0 +1,73 @@
+"""Values that are not recorded: told once, and counted by reason."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from lightning_loggers.errors import MissingDependencyError, UnsuitableValueError
+from lightning_loggers.records import Kind, Record
+from lightning_loggers.values.metrics import safe_str
+
+if TYPE_CHECKING:
+    from lightning_loggers.loggers.journaled import JournaledLogger
+
+
+class FailedFunctionError(Exception):
+    """A user's function that was to make a value."""
+
+
+class UnreadableFileError(Exception):
+    """A user's file."""
+
+
+_REASONS: dict[type[Exception], str] = {
+    MissingDependencyError: "missing library",
+    UnsuitableValueError: "unsuitable value",
+    FailedFunctionError: "failed function",
+    UnreadableFileError: "unreadable file",
+    FileNotFoundError: "no such file",
+}
+
+
+def not_logged(logger: "JournaledLogger", kind: str, identifier: Any, error: Exception) -> None:
+    """Tell and count a value that a log call did not record.
+
+    Args:
+        logger: Whose call it was.
+        kind: What it is.
+        identifier: What it is called.
+        error: Why.
+    """
+    if not _told(logger, kind, identifier, error):
+        logger._swallow(f"log_{kind}", error)
+
+
+def not_encoded(logger: "JournaledLogger", record: Record, error: Exception) -> None:
+    """Tell and count a value of which no file could be made.
+
+    Args:
+        logger: Whose it was.
+        record: What would have been recorded.
+        error: Why.
+    """
+    if not isinstance(error, OSError) and _told(logger, record.kind, record.id, error):
+        return
+    logger._count_lost("disk refused" if isinstance(error, OSError) else "not encoded")
+    logger._notices.tell_once(
+        ("encoding", record.kind, record.id, type(error)),
+        f"{record.kind} {record.id!r} could not be encoded and is not kept ({type(error).__name__}: {error}). "
+        "Training goes on.",
+        level=logging.WARNING,
+    )
+
+
+def _told(logger: "JournaledLogger", kind: str, identifier: Any, error: Exception) -> bool:
+    """Whether the value itself or what it needs is to blame, which is told and counted."""
+    reason = next((reason for cause, reason in _REASONS.items() if isinstance(error, cause)), None)
+    if reason is None:
+        return False
+    logger._count_lost(reason)
+    # A missing library is told once, and not for every identifier.
+    cause = str(error).partition(":")[0] if reason == "missing library" else safe_str(identifier)
+    start = "" if reason == "unsuitable value" else f"{Kind(kind).value} {safe_str(identifier)!r} is not logged: "
+    logger._notices.tell_once((reason, kind, cause), f"{start}{error} Training goes on.")
+    return True
