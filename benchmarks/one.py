@@ -164,7 +164,11 @@ def _as_lightnings(sdk: Any) -> Any:
 
 
 def busy(row: str, seconds: float, turns: int, uri: str, folder: Path) -> dict[str, Any]:
-    """(e) How many units of pure Python work are done a second, with and without 1,000 points a second logged."""
+    """(e) How many units of pure Python work are done a second, with and without 1,000 points a second logged.
+
+    With them, what was logged for a second and a half before is being delivered, and what is left at the end is no part
+    of the silence of the next turn. Besides, what part of the time the log calls took, and the other threads a processor.
+    """
     logger = BY_NAME[row].make(folder, uri)
     ours = hasattr(logger, "wait_for_run")
     if ours and "journal only" not in row:
@@ -173,11 +177,12 @@ def busy(row: str, seconds: float, turns: int, uri: str, folder: Path) -> dict[s
     unit = list(range(200))
     step = 0
 
-    def work(logs: bool) -> tuple[float, float]:
+    def work(logs: bool, lasts: float) -> tuple[float, float, float]:
         nonlocal step
         done, calls, inside = 0, 0, 0.0
+        others = time.process_time() - time.thread_time()
         begun = now = time.perf_counter()
-        while now - begun < seconds:
+        while now - begun < lasts:
             for _ in range(20):
                 sum(value * value for value in unit)
             done += 1
@@ -189,14 +194,15 @@ def busy(row: str, seconds: float, turns: int, uri: str, folder: Path) -> dict[s
                     logger.log_metrics(_metrics(5, step), step)
                     logger.save()
                     inside += time.perf_counter() - now
-        return done / (time.perf_counter() - begun), inside / seconds
+        took = time.perf_counter() - begun
+        return done / took, inside / took, (time.process_time() - time.thread_time() - others) / took
 
     done = []
     for _ in range(turns):
-        off, _ = work(False)
-        on, share = work(True)
-        done.append([off, on, share])
-        if ours and "journal only" not in row:  # what is left of this turn is not to fall into the next one's silence
+        off, _, _ = work(False, seconds)
+        work(True, min(seconds, 1.5))
+        done.append([off, *work(True, seconds)])
+        if ours and "journal only" not in row:
             ends = time.monotonic() + 20
             while logger.stats.pending and time.monotonic() < ends:
                 time.sleep(0.05)
@@ -256,7 +262,10 @@ def _bulk(uri: str, points: int) -> float:
 
 
 def image(row: str, number: int, uri: str, folder: Path) -> dict[str, Any]:
-    """(i) Seconds that a 512 x 512 image costs the training thread, and its array's copy."""
+    """(i) Seconds that a 512 x 512 image costs the training thread, and its array's copy, in turn.
+
+    After 50 ms of other work each, of which the processor's caches are full.
+    """
     import numpy as np
 
     picture = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
@@ -284,21 +293,26 @@ def image(row: str, number: int, uri: str, folder: Path) -> dict[str, Any]:
 
     log(picture, 0)
     work = np.random.default_rng(0).random(50_000)
-    copied, logged = [], []
-    for step in range(1, number + 1):
-        fresh = picture + np.uint8(step)
+
+    def timed(call: Callable[[Any], object], step: int) -> float:
+        fresh = picture + np.uint8(step % 250)
         before = time.perf_counter()
-        fresh.copy()
-        between = time.perf_counter()
-        log(fresh, step)
-        after = time.perf_counter()
-        copied.append(between - before)
-        logged.append(after - between)
+        kept = call(fresh)
+        took = time.perf_counter() - before
+        del kept
+        return took
+
+    found: dict[str, list[float]] = {"copy": [], "log": []}
+    for step in range(1, 2 * number + 1):
+        if step % 2:
+            found["copy"].append(timed(lambda array: array.copy(), step))
+        else:
+            found["log"].append(timed(lambda array, step=step: log(array, step), step))  # type: ignore[misc]
         ends = time.perf_counter() + 0.05
         while time.perf_counter() < ends:  # a training step, which gives up the interpreter as torch's does
             np.sin(work, out=work)
     logger.finalize("success")
-    return {"copy": copied, "log": logged}
+    return found
 
 
 MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
