@@ -166,8 +166,9 @@ def _as_lightnings(sdk: Any) -> Any:
 def busy(row: str, seconds: float, turns: int, uri: str, folder: Path) -> dict[str, Any]:
     """(e) How many units of pure Python work are done a second, with and without 1,000 points a second logged.
 
-    With them, what was logged for a second and a half before is being delivered, and what is left at the end is no part
-    of the silence of the next turn. Besides, what part of the time the log calls took, and the other threads a processor.
+    Both after a second and a half of the same: a processor that was idle begins slowly, and so does delivery. What is left
+    at the end is no part of the silence of the next turn. Besides, what part of the time the log calls took, and what part
+    of a processor's the other threads.
     """
     logger = BY_NAME[row].make(folder, uri)
     ours = hasattr(logger, "wait_for_run")
@@ -199,6 +200,7 @@ def busy(row: str, seconds: float, turns: int, uri: str, folder: Path) -> dict[s
 
     done = []
     for _ in range(turns):
+        work(False, min(seconds, 1.5))
         off, _, _ = work(False, seconds)
         work(True, min(seconds, 1.5))
         done.append([off, *work(True, seconds)])

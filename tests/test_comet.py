@@ -267,12 +267,12 @@ def test_constructing_and_logging_contacts_nobody(tmp_path: Path, standin: Comet
 def test_a_requeued_job_continues_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A preempted SLURM job's run is gone on with by the next job's logger, under the same key."""
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    monkeypatch.setattr("lightning_loggers.loggers.journaled._made", {})
+    monkeypatch.setattr("lightning_loggers.loggers.identity._made", {})
     first = make(tmp_path, delivery="offline")
     first.log_metrics({"loss": 1.0}, 0)
     first.finalize("finished")
     first.close()
-    monkeypatch.setattr("lightning_loggers.loggers.journaled._made", {})  # as in a process of its own
+    monkeypatch.setattr("lightning_loggers.loggers.identity._made", {})  # as in a process of its own
     assert make(tmp_path, delivery="offline").version == first.version
 
 

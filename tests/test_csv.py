@@ -653,14 +653,14 @@ def test_a_file_of_another_kind_is_renamed(tmp_path: Path, content: str) -> None
 def test_requeued_job_goes_on_with_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A SLURM job that is preempted and requeued continues the version that it left open, and others do not."""
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    monkeypatch.setattr("lightning_loggers.loggers.journaled._made", {})
+    monkeypatch.setattr("lightning_loggers.loggers.identity._made", {})
     first = CSVLogger(tmp_path)
     first.log_metrics({"loss": 1.0}, 0)
     first.finalize("finished")
     first.close()
     other = CSVLogger(tmp_path, version="other")
     other.log_metrics({"loss": 1.0}, 0)
-    monkeypatch.setattr("lightning_loggers.loggers.journaled._made", {})  # as in a process of its own
+    monkeypatch.setattr("lightning_loggers.loggers.identity._made", {})  # as in a process of its own
     second = CSVLogger(tmp_path)
     assert second.version == 0
     second.log_metrics({"loss": 2.0}, 1)

@@ -20,7 +20,7 @@ from lightning_loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from lightning_loggers.delivery.discover import find_runs
 from lightning_loggers.delivery.worker import StepKind, Worker
 from lightning_loggers.journal import read
-from lightning_loggers.loggers import journaled, versions
+from lightning_loggers.loggers import identity, versions
 from lightning_loggers.ranks import current_rank
 
 SLURM = {"SLURM_JOB_ID": "4711", "SLURM_PROCID": "0"}
@@ -48,7 +48,7 @@ def start(
                 os._exit(0)
             os.environ.update(environment)
             sys.argv[:] = ["train.py", *arguments.split()]
-            journaled._made.clear()
+            identity._made.clear()
             os.write(writing, json.dumps(program()).encode())
         finally:
             os.kill(os.getpid(), signal.SIGKILL)

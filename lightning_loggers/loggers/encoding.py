@@ -241,9 +241,11 @@ class Encoder:
                 lingers_until = time.monotonic() + _LINGER_S
 
     def _take(self, job: Job) -> None:
-        self._run(job)
-        with self._lock:
-            self._bytes -= job.size_bytes
+        try:
+            self._run(job)
+        finally:
+            with self._lock:
+                self._bytes -= job.size_bytes
 
     def _run(self, job: Job) -> None:
         job.runner = threading.get_ident()

@@ -7,7 +7,6 @@ import atexit
 import contextlib
 import copy
 import functools
-import json
 import os
 import sys
 import threading
@@ -29,13 +28,13 @@ from lightning_loggers.delivery.hosts import DELIVERY_MODES, Host, Job, make_hos
 from lightning_loggers.delivery.relay import Relay
 from lightning_loggers.delivery.state import TrackerState
 from lightning_loggers.delivery.worker import pending_of
-from lightning_loggers.errors import ConfigurationError, JournalError, NonFiniteError, TrackerUnavailableError
-from lightning_loggers.journal.layout import journal_dir, shared_run_dir
-from lightning_loggers.journal.reader import read_first_header
+from lightning_loggers.errors import ConfigurationError, NonFiniteError, TrackerUnavailableError
+from lightning_loggers.journal.layout import journal_dir
 from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.loggers import arriving, encoding, environment, versions
 from lightning_loggers.loggers.checkpoints import CheckpointScanner
 from lightning_loggers.loggers.gate import Gate
+from lightning_loggers.loggers.identity import RunIdentity, check_writable
 from lightning_loggers.loggers.kinds import Kinds
 from lightning_loggers.loggers.logging_context import LoggingContext
 from lightning_loggers.loggers.proxy import NativeProxy
@@ -46,7 +45,7 @@ from lightning_loggers.notices import Notices
 from lightning_loggers.notices import logger as log
 from lightning_loggers.policies import LogLevel, LogPolicy
 from lightning_loggers.progress import delivery_bar
-from lightning_loggers.ranks import job_board, rank_by_variable, stand_alone, world_size
+from lightning_loggers.ranks import rank_by_variable, stand_alone, world_size
 from lightning_loggers.records import Blob, Kind, Place, Record, RunSpec, RunStatus, split_nonfinite
 from lightning_loggers.secrets import has_secret, strip_uri
 from lightning_loggers.values.device import is_on_device, metrics_on_their_way
@@ -54,15 +53,10 @@ from lightning_loggers.values.metrics import as_number, normalise
 from lightning_loggers.values.params import flatten
 
 DEFAULT_FINALIZE_TIMEOUT_S = 30.0
-_RANK_ZERO_TELLS_WITHIN_S = 10.0
-"""How long another rank waits for the run's name; rank 0 tells it in the Trainer's setup, before the others need it."""
-
-_made: dict[str, int] = {}
-
 _live: "weakref.WeakSet[JournaledLogger]" = weakref.WeakSet()
 
 
-class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
+class JournaledLogger(Kinds, LoggingContext, RunIdentity, LightningLoggerBase):
     """Base of the loggers that write a journal.
 
     Args:
@@ -125,16 +119,8 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
         if delivery != "offline":
             require_sdk(self.tracker, type(self).__name__)
         adapter_class(self.tracker).check_options(options)
-        _check_writable(Path(save_dir))
-        self._name = str(name)
-        self._save_dir = os.fspath(save_dir)
-        self._root = Path(save_dir).absolute()  # stays where it is when the program changes its working directory
-        self._version: int | str | None = None if version is None else str(version)
-        self._version_given = version is not None
-        self._version_settled = False
-        self._board_key = _next_board_key(self.tracker)
-        self._uid = os.urandom(16).hex()
-        self._attempt = 0
+        check_writable(Path(save_dir))
+        self._identify(name, save_dir, version)
         self._options = dict(options)
         self._prefix = f"{prefix}{self.LOGGER_JOIN_CHAR}" if prefix else ""
         self._log_model = log_model
@@ -157,7 +143,7 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
         self._notices = Notices()
         self._append: Callable[..., None] = self._append_first
         self._proxy: NativeProxy | None = None
-        self._place: Path | None = None  # the folder of the run's journal, once that has begun
+        self._place = None
         self._finalized_at = 0
         self._lost_inside = 0
         self._waits_for_restart = False
@@ -580,103 +566,6 @@ class JournaledLogger(Kinds, LoggingContext, LightningLoggerBase):
     # ------------------------------------------------------------------ what Lightning and people read
 
     @property
-    @override
-    def name(self) -> str:
-        """The experiment's name."""
-        return self._name
-
-    @property
-    @override
-    def version(self) -> int | str:
-        """The run's name within the experiment, made locally."""
-        if not self._version_settled:
-            with self._starting:
-                self._settle_version()
-        assert self._version is not None
-        return self._version
-
-    def _settle_version(self) -> None:
-        """Name the run; in a distributed job as rank 0 has named it.
-
-        Until the processes of a job have come together a process cannot know of the others (Lightning starts its script
-        again for each; an MPI job sets nothing at all), so a name that was asked for before is given up for rank 0's.
-        """
-        several_log = self._policy is not None and self._policy.rank_rules(None) is not None
-        if self._version_given and not several_log:
-            self._version_settled = True
-            return
-        board = job_board()
-        if board is not None and self._writer is None and self.worker_rank != 0:
-            told = board.ask(self._board_key, _RANK_ZERO_TELLS_WITHIN_S)
-            if told is not None:
-                version, self._uid, self._attempt = json.loads(told)
-                self._version = self._version if self._version_given else version
-            elif self._version is None:
-                self._version = self._new_version()
-            self._version_settled = True  # asked once: rank 0 may not have this logger at all
-            return
-        if self._version is None:
-            self._version = self._new_version()
-        if board is not None and self.worker_rank == 0:
-            self._attempt = time.time_ns()
-            board.tell(self._board_key, json.dumps([self._version, self._uid, self._attempt]))
-        self._version_settled = board is not None
-
-    def _new_version(self) -> int | str:
-        return versions.new_version(self._experiment_dir, self._board_key)
-
-    def _left_open(self) -> str | None:
-        """The run that this logger left open before the job was started again."""
-        return versions.left_open(self._experiment_dir, self._board_key)
-
-    def _note_run(self, *, preempted: bool = False) -> None:
-        """Note for the job, should it be started again, that this logger writes this run."""
-        folder = journal_dir(self._run_dir)
-        versions.note_run(self._experiment_dir, self._version_folder, self._board_key, folder, preempted=preempted)
-
-    @property
-    @override
-    def save_dir(self) -> str | None:
-        """Where all runs are kept."""
-        return self._save_dir
-
-    @property
-    @override
-    def root_dir(self) -> str | None:
-        """The experiment's folder."""
-        return str(self._experiment_dir)
-
-    @property
-    @override
-    def log_dir(self) -> str | None:
-        """The run's folder, which holds its journal."""
-        return str(self._home)
-
-    @property
-    def _experiment_dir(self) -> Path:
-        return self._root / versions.folder_name(self._name)
-
-    @property
-    def _version_folder(self) -> str:
-        return str(self.version)
-
-    @property
-    def _home(self) -> Path:
-        return self._experiment_dir / self._version_folder
-
-    @property
-    def _run_dir(self) -> Path:
-        """The folder of the journal: the run's, or one in it if another tracker's journal is there."""
-        if self._place is not None:
-            return self._place
-        home = self._home
-        with contextlib.suppress(JournalError):
-            header = read_first_header(journal_dir(home))
-            if header is not None and header.run.tracker != self.tracker:
-                return shared_run_dir(home, self.tracker)
-        return home
-
-    @property
     def stats(self) -> Stats:
         """What became of this run's records so far."""
         state = self._host.state() if self._host is not None else None
@@ -805,12 +694,6 @@ def _nothing() -> None:
     return None
 
 
-def _next_board_key(tracker: str) -> str:
-    """What a logger is called between ranks: they run one program, so its n-th logger is the n-th everywhere."""
-    _made[tracker] = number = _made.get(tracker, 0) + 1
-    return f"version/{tracker}/{number}"
-
-
 def _run_status(status: str) -> RunStatus:
     """Lightning's status word, and the exception it does not tell apart, as a run's status."""
     if status == "success":
@@ -829,38 +712,6 @@ def _run_status(status: str) -> RunStatus:
         return RunStatus(status)
     except ValueError:
         return RunStatus.FINISHED
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuse a folder in which no run can be kept; makes nothing.
-
-    Raises:
-        ConfigurationError: If the folder, or the nearest one above it that exists, cannot be written.
-    """
-    place = folder.absolute()
-    try:
-        while not _exists(place) and place != place.parent:
-            place = place.parent
-    except (OSError, ValueError) as error:  # a name too long, a null character, a folder that may not be looked into
-        raise ConfigurationError(
-            f"save_dir={str(folder)[:200]!r} cannot be used ({error}), so no run can be kept there. Choose another "
-            "folder with save_dir=..."
-        ) from None
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        what = "is no folder" if not place.is_dir() else "cannot be written"
-        raise ConfigurationError(
-            f"save_dir={str(folder)!r}: {place} {what}, so no run can be kept there. Choose another folder with "
-            "save_dir=..., or make it writable."
-        )
-
-
-def _exists(place: Path) -> bool:
-    """As ``Path.exists``, which hides some errors and raises others, differently between versions of Python."""
-    try:
-        os.stat(place)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
 
 
 def _end_all() -> None:
