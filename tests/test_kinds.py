@@ -696,7 +696,7 @@ def test_media_of_a_killed_offline_run_are_delivered(python: WarmPython, tmp_pat
 class Slow:
     """A value whose encoding waits until it is told to go on."""
 
-    def __init__(self, size_bytes: int = 1, error: Exception | None = None) -> None:
+    def __init__(self, size_bytes: int = 1, error: BaseException | None = None) -> None:
         self.size_bytes = size_bytes
         self.error = error
         self.begun, self.go_on = threading.Event(), threading.Event()
@@ -822,6 +822,42 @@ def test_a_value_that_cannot_be_encoded_costs_only_itself(tmp_path: Path, caplog
     assert steps_of(logger) == [1, 3]
     assert logger.stats.dropped_reasons == {"not encoded": 1}
     assert "no such codec" in caplog.text
+    logger.close()
+
+
+def test_an_encoder_that_exits_costs_only_its_value(tmp_path: Path) -> None:
+    """Something that calls ``sys.exit`` in an encoder ends no thread: it is told, and what is behind it is encoded."""
+    logger = CSVLogger(tmp_path, delivery="offline")
+    first = Slow(encoding.MAX_WAITING_BYTES, error=SystemExit())
+    second = Slow(encoding.MAX_WAITING_BYTES)
+    for step, value in ((1, first), (2, second)):
+        value.go_on.set()
+        submit(logger, value, step)
+        ends = time.monotonic() + 60
+        while encoding._encoder._bytes and time.monotonic() < ends:
+            time.sleep(0.01)
+    assert first.encoded_by == second.encoded_by != threading.current_thread().name
+    assert encoding.drain(logger)
+    assert steps_of(logger) == [2]
+    assert logger.stats.dropped_reasons == {"not encoded": 1}
+    logger.close()
+
+
+def test_ctrl_c_while_a_caller_encodes_leaves_no_record_without_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt reaches the program; the value that it hit is told and counted, and no half of it is recorded."""
+    monkeypatch.setattr(encoding, "MAX_WAITING_BYTES", 10)
+    logger = CSVLogger(tmp_path, delivery="offline")
+    first, second = Slow(8), Slow(8, error=KeyboardInterrupt())
+    second.go_on.set()
+    submit(logger, first, 1)
+    with pytest.raises(KeyboardInterrupt):
+        submit(logger, second, 2)
+    first.go_on.set()
+    assert encoding.drain(logger)
+    assert steps_of(logger) == [1]
+    assert logger.stats.dropped_reasons == {"not encoded": 1}
     logger.close()
 
 

@@ -4,6 +4,7 @@ A log call hands over a snapshot and its record, which is stamped already. The r
 its files are in the blob folder, and in the order of the log calls.
 """
 
+import contextlib
 import os
 import queue
 import tempfile
@@ -75,9 +76,11 @@ class Job(msgspec.Struct, eq=False):
                 told = f"{record.kind} {record.id!r}: {message}"
                 self.owner._notices.tell_once((record.kind, record.id, cause), told)
             self.record = completed(record, encoded, store(self.writer, encoded))
-        except Exception as error:  # noqa: BLE001 - seam: a value that cannot be encoded must end nothing else
+        except BaseException as error:  # seam: a value that cannot be encoded must end nothing else
             self.record = None
             not_encoded(self.owner, record, error)
+            if not isinstance(error, Exception):  # Ctrl+C while the caller encodes: its record would have no file
+                raise
         finally:
             self.snapshot = None
 
@@ -237,7 +240,8 @@ class Encoder:
                     self._bell.get()
                 self._asleep = False
             else:
-                self._take(job)
+                with contextlib.suppress(BaseException):  # seam: the job has told it; sys.exit is for its own thread
+                    self._take(job)
                 lingers_until = time.monotonic() + _LINGER_S
 
     def _take(self, job: Job) -> None:

@@ -41,7 +41,7 @@ def not_logged(logger: "JournaledLogger", kind: str, identifier: Any, error: Exc
         logger._swallow(f"log_{kind}", error)
 
 
-def not_encoded(logger: "JournaledLogger", record: Record, error: Exception) -> None:
+def not_encoded(logger: "JournaledLogger", record: Record, error: BaseException) -> None:
     """Tell and count a value of which no file could be made.
 
     Args:
@@ -60,7 +60,7 @@ def not_encoded(logger: "JournaledLogger", record: Record, error: Exception) -> 
     )
 
 
-def _told(logger: "JournaledLogger", kind: str, identifier: Any, error: Exception) -> bool:
+def _told(logger: "JournaledLogger", kind: str, identifier: Any, error: BaseException) -> bool:
     """Whether the value itself or what it needs is to blame, which is told and counted."""
     reason = next((reason for cause, reason in _REASONS.items() if isinstance(error, cause)), None)
     if reason is None:
