@@ -61,6 +61,11 @@ class TrackerState(msgspec.Struct):
         self.reasons[key] = self.reasons.get(key, 0) + 1
 
 
+# Made once, here: msgspec looks at a class when it is first asked to decode one, and two threads that ask at the same
+# time end the process.
+_decode = msgspec.json.Decoder(TrackerState).decode
+
+
 def state_name(tracker: str, destination: str, home: str) -> str:
     """Name of the state's files: the tracker's, with a mark where the run is delivered to another place than its own.
 
@@ -93,7 +98,7 @@ class StateFile:
         content = _read_regular(self.path)
         if content is not None:
             try:
-                return msgspec.json.decode(content, type=TrackerState)
+                return _decode(content)
             except (msgspec.DecodeError, RecursionError):
                 self.damaged = True
         # The run may exist at the tracker although we do not know it: have it looked for before one is made.

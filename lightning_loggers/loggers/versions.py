@@ -51,6 +51,9 @@ class _Note(msgspec.Struct):
     preempted: bool = False
 
 
+_decode_note = msgspec.json.Decoder(_Note).decode
+
+
 def folder_name(name: str) -> str:
     """A run's or experiment's name as one folder name.
 
@@ -134,7 +137,7 @@ def _notes(folder: Path) -> list[_Note]:
             with contextlib.suppress(OSError, msgspec.DecodeError, RecursionError):
                 if path.name.startswith(".") or path.is_symlink() or path.stat().st_size > _MAX_NOTE_BYTES:
                     continue
-                notes.append(msgspec.json.decode(path.read_bytes(), type=_Note))
+                notes.append(_decode_note(path.read_bytes()))
     return notes
 
 
