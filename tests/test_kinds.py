@@ -742,6 +742,31 @@ def test_a_log_call_does_not_wait_for_the_encoding(tmp_path: Path) -> None:
     logger.close()
 
 
+def test_nothing_overtakes_a_record_that_is_being_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that needs no encoding waits for an earlier one of its name also while that is written."""
+    logger = CSVLogger(tmp_path, delivery="offline")
+    writer = logger._start()
+    assert writer is not None
+    append, begun, go_on = writer.append, threading.Event(), threading.Event()
+
+    def slowly(record: Record) -> None:
+        if record.step == 1:
+            begun.set()
+            assert go_on.wait(60)
+        append(record)
+
+    monkeypatch.setattr(writer, "append", slowly)
+    first = Slow()
+    first.go_on.set()
+    submit(logger, first, 1)
+    assert begun.wait(60)
+    logger.log_image("x", b"\x89PNG", 2)
+    go_on.set()
+    assert encoding.drain(logger)
+    assert steps_of(logger) == [1, 2]
+    logger.close()
+
+
 def test_what_is_not_encoded_in_time_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -43,32 +43,34 @@ class Job(msgspec.Struct, eq=False):
     Attributes:
         owner: Whose it is.
         writer: The journal.
-        record: All but what encoding adds; ``None`` once it is appended, or if it cannot be encoded.
+        record: All but what encoding adds, until it is encoded; then all.
         snapshot: The value, until it is encoded.
         size_bytes: What that holds in memory.
         runner: The thread that encodes it now.
         ready: Whether it is encoded.
+        lost: Whether it cannot be.
+        taken: Whether somebody appends its record, or has.
         committed: Whether its record is in the journal.
     """
 
     owner: "JournaledLogger"
     writer: JournalWriter
-    record: Record | None
+    record: Record
     snapshot: Snapshot | None
     size_bytes: int = 0
     runner: int | None = None
     ready: bool = False
+    lost: bool = False
+    taken: bool = False
     committed: bool = False
 
     def is_in_series(self, other: "Job") -> bool:
         """Whether its record has the kind and identifier of another's, so that one comes behind the other."""
-        mine, theirs = self.record, other.record
-        return mine is not None and theirs is not None and (mine.kind, mine.id) == (theirs.kind, theirs.id)
+        return (self.record.kind, self.record.id) == (other.record.kind, other.record.id)
 
     def encode(self) -> None:
         """Make the files and put them into the blob folder; what cannot be is counted and told."""
         record, snapshot = self.record, self.snapshot
-        assert record is not None
         assert snapshot is not None
         try:
             encoded = snapshot.encode()
@@ -77,7 +79,7 @@ class Job(msgspec.Struct, eq=False):
                 self.owner._notices.tell_once((record.kind, record.id, cause), told)
             self.record = completed(record, encoded, store(self.writer, encoded))
         except BaseException as error:  # seam: a value that cannot be encoded must end nothing else
-            self.record = None
+            self.lost = True
             not_encoded(self.owner, record, error)
             if not isinstance(error, Exception):  # Ctrl+C while the caller encodes: its record would have no file
                 raise
@@ -85,10 +87,10 @@ class Job(msgspec.Struct, eq=False):
             self.snapshot = None
 
     def commit(self) -> None:
-        """Append the record."""
-        record, self.record = self.record, None
-        if record is not None:
-            self.writer.append(record)
+        """Append the record, unless that is done or under way: a signal handler may commit inside of this."""
+        taken, self.taken = self.taken, True
+        if not taken and not self.lost:
+            self.writer.append(self.record)
         self.committed = True
 
 
