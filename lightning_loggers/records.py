@@ -286,11 +286,13 @@ def split_nonfinite(data: dict[str, Any]) -> dict[str, str] | None:
 
 
 def decode_line(line: bytes) -> Record | Header:
-    """Decode one line without its newline.
+    """Decode one line without its newline; blanks may stand before it.
 
     Raises:
         DamagedLineError: If the line is torn, was changed, or is no line of a journal.
     """
+    if line.startswith(b" "):
+        line = line.lstrip(b" ")
     body, found, checksum = line.rpartition(b',"crc":')
     if not found or not checksum.endswith(b"}") or not checksum[:-1].isdigit():
         raise DamagedLineError("no checksum at its end")

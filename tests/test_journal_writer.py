@@ -1134,6 +1134,76 @@ def test_a_signal_handler_may_append(tmp_path: Path) -> None:
     assert recorded == main + handled
 
 
+@pytest.mark.parametrize(
+    ("results", "segment_bytes"),
+    [
+        (["whole"], 2**20),
+        (["refused"], 2**20),
+        (["half"], 2**20),
+        (["whole", "whole", "half"], 2**20),
+        (["whole"], 400),  # and begins the next segment
+    ],
+)
+@pytest.mark.parametrize("way", ["append_metrics", "append"])
+def test_a_signal_handler_may_append_just_after_a_write_was_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: list[str], segment_bytes: int, way: str
+) -> None:
+    """Its line comes behind half a line that nobody knows of yet: both are whole in the end, for any reader."""
+    monkeypatch.setattr("lightning_loggers.journal.writer._RETRY_WRITE_EVERY_S", 0.0)
+    writer = open_writer(tmp_path, segment_bytes=segment_bytes)
+    for step in range(2):
+        writer.append_metrics({"main": 1.0}, step)
+    write = os.write
+    handled = list(results)
+
+    def handled_write(fd: int, line: bytes) -> int:
+        result = handled.pop(0) if handled else "whole"
+        if result == "refused":
+            raise OSError(28, "No space left on device")
+        return write(fd, line[: len(line) // 2] if result == "half" else line)
+
+    def write_half(fd: int, line: bytes) -> int:
+        monkeypatch.setattr(os, "write", handled_write)
+        half = write(fd, line[: len(line) // 2])
+        for step in range(len(results)):
+            writer.append_metrics({"handler": 1.0}, step)  # as a signal handler does before the write returns
+        return half
+
+    monkeypatch.setattr(os, "write", write_half)
+    if way == "append":
+        writer.append(Record(0, "metric", 2, {"main": 1.0}))
+    else:
+        writer.append_metrics({"main": 1.0}, 2)
+    monkeypatch.setattr(os, "write", write)
+    writer.append_metrics({"main": 1.0}, 3)
+    position = writer.position
+    writer.close()
+    records, damage = all_of(tmp_path)
+    assert damage == []
+    assert [r.step for r in records if "main" in (r.data or {})] == list(range(4))
+    assert [r.step for r in records if "handler" in (r.data or {})] == list(range(len(results)))
+    assert writer.recorded == 4 + len(results)
+    lines = [line for segment in list_segments(tmp_path)["rank0"] for line in lines_of(tmp_path, segment=segment)]
+    assert sum("kind" in line for line in lines) == writer.recorded  # nothing else is in the file
+    assert position.offset == segment_path(tmp_path, "rank0", position.segment).stat().st_size
+
+
+def test_where_a_stream_ends_is_known_to_a_signal_handler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that finalizes in the instant of another append waits for neither more nor less than is in the file."""
+    writer = open_writer(tmp_path)
+    writer.append_metrics({"a": 1.0}, 0)
+    write, seen = os.write, list[tuple[int, int]]()
+
+    def write_and_ask(fd: int, line: bytes) -> int:
+        written = write(fd, line)
+        seen.append((writer.position.offset, os.fstat(fd).st_size))
+        return written
+
+    monkeypatch.setattr(os, "write", write_and_ask)
+    writer.append_metrics({"a": 1.0}, 1)
+    assert [told == there for told, there in seen] == [True]
+
+
 def test_two_threads_keep_their_order(tmp_path: Path) -> None:
     """Threads that append at once each keep their own order; nothing is lost and no line is torn."""
     writer = open_writer(tmp_path, segment_bytes=100_000)

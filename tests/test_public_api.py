@@ -1,5 +1,6 @@
 """What importing the package costs and shows."""
 
+import ast
 import importlib
 import importlib.metadata
 import inspect
@@ -82,3 +83,24 @@ def test_the_package_is_marked_as_typed_and_versioned() -> None:
     home = Path(lightning_loggers.__file__).parent
     assert (home / "py.typed").is_file()
     assert importlib.metadata.version("lightning-loggers") == lightning_loggers.__version__
+
+
+def test_decoders_are_made_at_import() -> None:
+    """Msgspec looks at a class when it first decodes it, and two threads that do so at once end the process."""
+    late: list[str] = []
+    for path in sorted(Path(lightning_loggers.__file__).parent.rglob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                continue
+            for call in ast.walk(function):
+                if not isinstance(call, ast.Call):
+                    continue
+                name = ast.unparse(call.func)
+                makes = name.endswith("json.Decoder")
+                decodes = name.endswith("json.decode") and any(
+                    keyword.arg == "type" and not ast.unparse(keyword.value).startswith("dict[str, ")
+                    for keyword in call.keywords
+                )
+                if makes or decodes:
+                    late.append(f"{path.name}:{call.lineno}: {ast.unparse(call)}")
+    assert late == []

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,10 @@ from lightning_loggers.errors import JournalError
 from lightning_loggers.journal.layout import lock_path
 from lightning_loggers.journal.lock import FileLock
 from lightning_loggers.journal.reader import read_first_header
-from lightning_loggers.records import FORMAT_VERSION
+from lightning_loggers.records import FORMAT_VERSION, DamagedLineError, decode_line
 
 _WAIT_FOR_LOCK_S = 0.3
+_TAIL_BYTES = 2**16
 _APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -113,11 +115,11 @@ def mend_torn_line(fd: int) -> int:
         The size of the file.
 
     Raises:
-        OSError: If neither can be done.
+        OSError: If it can be neither taken back nor ended.
     """
     size = end = os.fstat(fd).st_size
     while end:
-        begin = max(0, end - 2**16)
+        begin = max(0, end - _TAIL_BYTES)
         newline = os.pread(fd, end - begin, begin).rfind(b"\n")
         end = begin + newline + 1
         if newline >= 0:
@@ -128,3 +130,42 @@ def mend_torn_line(fd: int) -> int:
         except OSError:
             write_all(fd, b"\n")
     return os.fstat(fd).st_size
+
+
+def blank_out_part(fd: int, length: int) -> None:
+    """Blank the first ``length`` bytes of the last line that is whole only without them, if there is one.
+
+    Such a line is left where a write was cut short and a signal handler appended before anybody knew. Blanks may stand
+    before a value of JSON, nothing else has to move, and no reader's cursor becomes wrong.
+
+    Raises:
+        OSError: If it cannot be done. Readers find the whole line behind the part, too, but report the part.
+    """
+    size = os.fstat(fd).st_size
+    begin = max(0, size - _TAIL_BYTES)
+    tail = os.pread(fd, size - begin, begin)
+    end = len(tail) - 1
+    while end > length:
+        start = tail.rfind(b"\n", 0, end) + 1
+        if not _is_whole(tail[start:end]):
+            if _is_whole(tail[start + length : end]):
+                _overwrite(fd, b" " * length, begin + start)
+            return
+        end = start - 1
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        decode_line(line)
+    except DamagedLineError:
+        return False
+    return True
+
+
+def _overwrite(fd: int, content: bytes, offset: int) -> None:
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_APPEND)  # with it, Linux appends whatever the offset
+    try:
+        os.pwrite(fd, content, offset)
+    finally:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)

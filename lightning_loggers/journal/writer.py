@@ -116,7 +116,7 @@ class JournalWriter:
         self._segment_bytes = segment_bytes
         self._fd = -1  # what appends write to; -1 sends the next append to _append_slowly
         self._open_fd = -1  # the descriptor that is really open
-        self._size = 0
+        self._size = 0  # of the whole lines; a line behind for an instant, see position
         self._roll_above = segment_bytes
         self._header_rank = 0
         self._lock = threading.RLock()  # reentrant: a signal handler may append; never taken by delivery
@@ -216,7 +216,7 @@ class JournalWriter:
                 self._fd = -1
                 self._append_slowly(line, None)
                 return
-            # A signal handler that appends runs only after a call: there is none inside these two statements.
+            # A signal handler that appends runs after a call: after the write above, but not inside these statements.
             self.recorded += 1
             self._size += written
             if self._size > self._roll_above:
@@ -226,9 +226,12 @@ class JournalWriter:
 
     @property
     def position(self) -> Position:
-        """Where the stream ends for now."""
+        """Where the stream ends for now: as the file has it, since a signal handler may ask before an append counts."""
         with self._lock:
-            return Position(self.segment, self._size)
+            size = self._size
+            with contextlib.suppress(OSError):  # not open, or closed by somebody
+                size = os.fstat(self._open_fd).st_size
+            return Position(self.segment, size)
 
     @property
     def pending_in_memory(self) -> int:
@@ -395,8 +398,8 @@ class JournalWriter:
                 self._open()
             elif not self._still_there():
                 self._remake_deleted_file()
-            if self._torn:
-                self._mend_torn_line()
+            if self._torn or os.fstat(self._open_fd).st_size != self._size:
+                self._mend_torn_line()  # or this is a signal handler's append, just after the write that was cut short
             while True:
                 self._write_what_waits()
                 self._fd = self._open_fd
@@ -555,8 +558,11 @@ class JournalWriter:
         )
 
     def _mend_torn_line(self) -> None:
-        self._size = segments.mend_torn_line(self._open_fd)
+        accounted, self._size = self._size, segments.mend_torn_line(self._open_fd)
         self._torn = False
+        if self._size > accounted:
+            with contextlib.suppress(OSError):
+                segments.blank_out_part(self._open_fd, self._size - accounted)
 
     def _let_go(self) -> None:
         fd, self._open_fd, self._fd = self._open_fd, -1, -1
