@@ -263,10 +263,11 @@ def _bulk(uri: str, points: int) -> float:
     return time.perf_counter() - begun
 
 
-def image(row: str, number: int, uri: str, folder: Path) -> dict[str, Any]:
-    """(i) Seconds that a 512 x 512 image costs the training thread, and its array's copy, in turn.
+def image(row: str, number: int, burst: int, uri: str, folder: Path) -> dict[str, Any]:
+    """(i) Seconds that a 512 x 512 image costs the training thread, and its array's copy.
 
-    After 50 ms of other work each, of which the processor's caches are full.
+    ``log`` and ``copy`` come in turn, after 50 ms of other work each, of which the processor's caches are full.
+    ``burst`` is one image after the other, as at the end of a validation, and ``copies`` one copy after the other.
     """
     import numpy as np
 
@@ -313,6 +314,9 @@ def image(row: str, number: int, uri: str, folder: Path) -> dict[str, Any]:
         ends = time.perf_counter() + 0.05
         while time.perf_counter() < ends:  # a training step, which gives up the interpreter as torch's does
             np.sin(work, out=work)
+    steps = range(2 * number + 1, 2 * number + 1 + burst)
+    found["copies"] = [timed(lambda array: array.copy(), step) for step in steps]
+    found["burst"] = [timed(lambda array, step=step: log(array, step), step) for step in steps]  # type: ignore[misc]
     logger.finalize("success")
     return found
 

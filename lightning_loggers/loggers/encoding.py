@@ -23,6 +23,7 @@ from lightning_loggers.journal.blobs import safe_name
 from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.loggers.losses import not_encoded
 from lightning_loggers.records import Blob, Record
+from lightning_loggers.values.buffers import BUFFERS
 from lightning_loggers.values.snapshots import Encoded, Snapshot
 
 if TYPE_CHECKING:
@@ -244,6 +245,7 @@ class Encoder:
             else:
                 with contextlib.suppress(BaseException):  # seam: the job has told it; sys.exit is for its own thread
                     self._take(job)
+                    BUFFERS.make_ready()
                 lingers_until = time.monotonic() + _LINGER_S
 
     def _take(self, job: Job) -> None:

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 
 from lightning_loggers.errors import UnsuitableValueError
+from lightning_loggers.values.buffers import BUFFERS, SMALLEST_BYTES, Memory, array_over
 from lightning_loggers.values.device import host_copy
 from lightning_loggers.values.snapshots import origins
 
 Array = np.ndarray[Any, Any]
+Copy = Memory | bytearray | Array
 
 _QUICK_BYTES = 4 * 2**20
 """What is copied in less time than waiting for the interpreter may take."""
@@ -91,28 +93,38 @@ def snapshot(value: Any) -> Array:
     array, own = view(value)
     if own:
         return array
-    content = copied(array)
-    return np.ndarray(array.shape, array.dtype, content) if isinstance(content, bytearray) else content
+    return _as_array(copied(array), array.shape, array.dtype)
 
 
-def copied(array: Array) -> bytearray | Array:
-    """A copy of an array of numbers, for :func:`own_array` to make an array of; of a small one it is only its bytes."""
-    if array.nbytes <= _QUICK_BYTES and array.flags.c_contiguous and array.ndim:
+def copied(array: Array) -> Copy:
+    """A copy of an array of numbers, for :func:`own_array` to make an array of; mostly it is only its bytes."""
+    size_bytes = array.nbytes
+    if size_bytes <= _QUICK_BYTES and array.flags.c_contiguous and array.ndim:
         # numpy gives up the interpreter to copy, and has to wait for it again while another thread encodes.
-        return bytearray(array)
+        if size_bytes < SMALLEST_BYTES:
+            return bytearray(array)
+        memory = BUFFERS.take(size_bytes)
+        memory[0][:size_bytes] = array.data.cast("B")
+        return memory
     return array.copy("K")
 
 
-def own_array(content: bytearray | Array, shape: tuple[int, ...], dtype: np.dtype[Any], of: type) -> OwnArray:
+def _as_array(copy: Copy, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    if isinstance(copy, tuple):
+        return array_over(copy, shape, dtype)
+    return np.ndarray(shape, dtype, copy) if isinstance(copy, bytearray) else copy
+
+
+def own_array(copy: Copy, shape: tuple[int, ...], dtype: np.dtype[Any], of: type) -> OwnArray:
     """The array that was :func:`copied`.
 
     Args:
-        content: What that returned.
+        copy: What that returned.
         shape: The array's shape.
         dtype: Its type.
         of: The class of the value that was logged.
     """
-    own = OwnArray(shape, dtype, content) if isinstance(content, bytearray) else content.view(OwnArray)
+    own = _as_array(copy, shape, dtype).view(OwnArray)
     own.of = of
     return own
 
