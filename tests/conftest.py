@@ -190,8 +190,8 @@ def nothing_swallowed(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRe
 def loggers_closed() -> Iterator[None]:
     """Close what a test left open, so that no delivery thread outlives its folder."""
     yield
-    from lightning_loggers.loggers import journaled
+    from lightning_loggers.loggers import ending
 
-    for logger in list(journaled._live):
+    for logger in list(ending.live):
         logger._finalized_at = logger._writer.recorded if logger._writer else 0
         logger.close()

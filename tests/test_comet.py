@@ -55,9 +55,9 @@ def comet_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     home.mkdir()
     quiet_home(home, monkeypatch)
     yield home
-    from lightning_loggers.loggers import journaled
+    from lightning_loggers.loggers import ending
 
-    for logger in list(journaled._live):
+    for logger in list(ending.live):
         logger._finalized_at = logger._writer.recorded if logger._writer else 0
         logger.close()
         host = logger._host

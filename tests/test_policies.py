@@ -20,6 +20,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning_loggers import InMemoryLogger, LoggerCollection, MLFlowLogger
 from lightning_loggers.cadence import Cadence, MetricWindow
 from lightning_loggers.errors import ConfigurationError, NonFiniteError
+from lightning_loggers.loggers import ending
 from lightning_loggers.loggers.gate import refusing_training_batches
 from lightning_loggers.loggers.trainer_context import TrainerContext
 from lightning_loggers.policies import LogLevel, LogPolicy, Phase, Window, reduction
@@ -458,7 +459,7 @@ def test_close_and_the_end_of_the_process_record_a_windows_rest(tmp_path: Path) 
     exiting = InMemoryLogger(save_dir=tmp_path / "b", delivery="offline", policy=LogPolicy(window=100))
     exiting.log_metrics({"loss": 1.0}, 0)
     assert recorded(exiting) == []
-    exiting._end_at_exit()
+    ending.end_at_exit(exiting)
     assert [line["data"] for line in recorded(closed) + recorded(exiting)] == [{"loss": 1.0}, {"loss": 1.0}]
 
 

@@ -20,7 +20,7 @@ from lightning_loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from lightning_loggers.delivery.discover import find_runs
 from lightning_loggers.delivery.worker import StepKind, Worker
 from lightning_loggers.journal import read
-from lightning_loggers.loggers import identity, versions
+from lightning_loggers.loggers import ending, identity, versions
 from lightning_loggers.ranks import current_rank
 
 SLURM = {"SLURM_JOB_ID": "4711", "SLURM_PROCID": "0"}
@@ -290,7 +290,7 @@ def test_exception_in_a_job_that_torchrun_starts_again_leaves_the_run_open(
             logger.log_metrics({"loss": 1.0}, 0)
             logger.finalize("failed")
         said.append(versions._last_word(Path(str(logger.log_dir)) / "journal"))
-        logger._end_at_exit()
+        ending.end_at_exit(logger)
         said.append(versions._last_word(Path(str(logger.log_dir)) / "journal"))
 
     said: list[str | None] = []

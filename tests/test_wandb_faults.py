@@ -449,8 +449,8 @@ def test_a_run_that_was_deleted_is_told_and_kept(
         standin.refuse_stream = 404
         standin.runs.clear()
         logger.log_metrics({"loss": 1.0}, 1)
-        wait_until(lambda: logger.stats.retried > 0, 60, "noticing it")
-    assert "was it deleted?" in caplog.text
+        wait_until(lambda: "was it deleted?" in caplog.text, 60, "noticing it")
+    assert logger.stats.retried > 0
     assert (logger.stats.pending, logger.stats.rejected) == (1, 0)
 
 

@@ -36,9 +36,9 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("WANDB_API_KEY", API_KEY)
     monkeypatch.setattr(wandb_session, "PAUSES_S", (0.05, 0.1))  # the stand-in may be asked often
     yield home
-    from lightning_loggers.loggers import journaled
+    from lightning_loggers.loggers import ending
 
-    for logger in list(journaled._live):
+    for logger in list(ending.live):
         logger._finalized_at = logger._writer.recorded if logger._writer else 0
         logger.close()
         host = logger._host

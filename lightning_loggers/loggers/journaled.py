@@ -3,12 +3,10 @@
 A logger class on top of this names its adapter and turns its constructor's arguments into the adapter's options.
 """
 
-import atexit
 import contextlib
 import copy
 import functools
 import os
-import sys
 import threading
 import time
 import weakref
@@ -19,7 +17,6 @@ from typing import Any, ClassVar
 import numpy as np
 from typing_extensions import override
 
-from lightning_loggers import jobs
 from lightning_loggers.adapters.base import unknown_option
 from lightning_loggers.adapters.registry import adapter_class, require_sdk
 from lightning_loggers.aggregation import AggFunc
@@ -31,7 +28,7 @@ from lightning_loggers.delivery.worker import pending_of
 from lightning_loggers.errors import ConfigurationError, NonFiniteError, TrackerUnavailableError
 from lightning_loggers.journal.layout import journal_dir
 from lightning_loggers.journal.writer import JournalWriter
-from lightning_loggers.loggers import arriving, encoding, environment, versions
+from lightning_loggers.loggers import arriving, encoding, ending, environment, versions
 from lightning_loggers.loggers.checkpoints import CheckpointScanner
 from lightning_loggers.loggers.gate import Gate
 from lightning_loggers.loggers.identity import RunIdentity, check_writable
@@ -44,7 +41,6 @@ from lightning_loggers.loggers.trainer_context import Progress
 from lightning_loggers.notices import Notices
 from lightning_loggers.notices import logger as log
 from lightning_loggers.policies import LogLevel, LogPolicy
-from lightning_loggers.progress import delivery_bar
 from lightning_loggers.ranks import rank_by_variable, stand_alone, world_size
 from lightning_loggers.records import Blob, Kind, Place, Record, RunSpec, RunStatus, split_nonfinite
 from lightning_loggers.secrets import has_secret, strip_uri
@@ -53,7 +49,6 @@ from lightning_loggers.values.metrics import as_number, normalise
 from lightning_loggers.values.params import flatten
 
 DEFAULT_FINALIZE_TIMEOUT_S = 30.0
-_live: "weakref.WeakSet[JournaledLogger]" = weakref.WeakSet()
 
 
 class JournaledLogger(Kinds, LoggingContext, RunIdentity, LightningLoggerBase):
@@ -204,7 +199,7 @@ class JournaledLogger(Kinds, LoggingContext, RunIdentity, LightningLoggerBase):
                 self._host = self._make_host()
                 if rank == 0:
                     self._note_run()
-            _live.add(self)
+            ending.live.add(self)
             self._host.start()
             self._relay = self._relay or self._make_relay(rank)
             if self._relay is not None:
@@ -458,67 +453,12 @@ class JournaledLogger(Kinds, LoggingContext, RunIdentity, LightningLoggerBase):
                 callback, self._checkpoint_callback = self._checkpoint_callback, None
                 with contextlib.suppress(ReferenceError):  # a weak proxy: callback and Trainer are gone
                     self._keep_checkpoints(callback)
-            self._end(_run_status(status))
+            ending.end(self, ending.run_status(status))
         except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
             self._swallow("finalize", error)
 
     def _finish_encoding(self) -> None:
-        """Have what is being encoded in the journal; what does not get there in time is told."""
-        if not arriving.drain(self):
-            self._notices.tell_once(
-                ("arriving", type(self)),
-                f"{type(self).__name__}: {arriving.pending(self)} calls of log_metrics wait for values from a device "
-                "that does not answer. They are recorded as soon as it does, and lost if the process ends before.",
-            )
-        if not encoding.drain(self, encoding.DRAIN_TIMEOUT_S):
-            self._notices.tell_once(
-                ("encoding", type(self)),
-                f"{type(self).__name__}: {encoding.pending(self)} values (images, videos, ...) are still "
-                "being encoded. They are recorded as soon as that is done, and lost if the process ends before. Log "
-                "fewer or smaller ones: LogPolicy(log_freq=...).",
-            )
-
-    def _end(self, status: RunStatus) -> None:
-        writer, host = self._writer, self._host
-        if writer is None or host is None:
-            return
-        if not writer.recorded and (self._policy is None or self._policy.logs_on(self.worker_rank)):
-            return
-        if status is RunStatus.PREEMPTED and self.worker_rank == 0:
-            self._note_run(preempted=True)
-        failed = isinstance(sys.exc_info()[1], Exception)
-        self._waits_for_restart = status is RunStatus.PREEMPTED and failed and jobs.restarts_left() > 0
-        self._record(Kind.STATUS, value=status.value)
-        self._finalized_at = writer.recorded
-        writer.flush()
-        ends = {writer.stream: writer.position} if writer.stream is not None else {}
-        if self._relay is not None and (self.worker_rank != 0 or self._delivery == "offline"):
-            assert self._policy is not None
-            self._relay.finish(self._policy.rank_wait_s)  # on rank 0 delivery itself waits for the others
-        if self.worker_rank != 0:
-            return
-        if self._delivery == "offline":
-            self._notices.tell_once(
-                ("offline", self.version),
-                f"{writer.recorded} records of this run are in {self._run_dir}. Deliver them from a machine that "
-                f"reaches the tracker: lightning-loggers sync {self._run_dir}",
-                level=20,
-            )
-            return
-        with delivery_bar(host, ends) as progress:
-            delivered = host.drain(ends, self._finalize_timeout_s, progress)
-        if delivered and not writer.pending_in_memory:
-            log.info("%s: %s", type(self).__name__, self.stats)
-            return
-        log.warning(
-            "%s: the tracker has not taken all records within %g s (%s). Nothing is lost: they are in %s. Deliver them "
-            "with: lightning-loggers sync %s",
-            type(self).__name__,
-            self._finalize_timeout_s,
-            self.stats,
-            self._run_dir,
-            self._run_dir,
-        )
+        ending.finish_encoding(self)
 
     @override
     def close(self) -> None:
@@ -530,38 +470,16 @@ class JournaledLogger(Kinds, LoggingContext, RunIdentity, LightningLoggerBase):
             if writer is None:
                 return
             if writer.recorded != self._finalized_at:
-                self._end(RunStatus.FINISHED)
+                ending.end(self, RunStatus.FINISHED)
             writer.close()
             if host is not None:
                 host.stop()
             if self._relay is not None:
                 self._relay.close()
             self._append, self._open_writer = self._append_first, None
-            _live.discard(self)
+            ending.live.discard(self)
         except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
             self._swallow("close", error)
-
-    def _end_at_exit(self) -> None:
-        """The interpreter exits: end what was not ended, as what it was."""
-        if self._gate is not None:
-            with contextlib.suppress(Exception):
-                self._gate.flush()
-        with contextlib.suppress(Exception):
-            self._finish_encoding()
-        if self._writer is None:
-            return
-        error = getattr(sys, "last_type", None)
-        if self._writer.recorded == self._finalized_at:
-            if self._waits_for_restart and error is None:  # it failed, which the program got over
-                with contextlib.suppress(Exception):
-                    self._end(RunStatus.FAILED)
-            return
-        if error is None:
-            status = RunStatus.FINISHED
-        else:
-            status = RunStatus.INTERRUPTED if issubclass(error, KeyboardInterrupt) else RunStatus.FAILED
-        with contextlib.suppress(Exception):
-            self._end(status)
 
     # ------------------------------------------------------------------ what Lightning and people read
 
@@ -694,36 +612,10 @@ def _nothing() -> None:
     return None
 
 
-def _run_status(status: str) -> RunStatus:
-    """Lightning's status word, and the exception it does not tell apart, as a run's status."""
-    if status == "success":
-        return RunStatus.FINISHED
-    if status == "finished":  # Lightning's SLURM handler says this just before it requeues the job
-        return RunStatus.PREEMPTED if jobs.slurm_job() is not None else RunStatus.FINISHED
-    if status in {"failed", "aborted"}:
-        error = sys.exc_info()[1]
-        if isinstance(error, Exception) and jobs.restarts_left():
-            return RunStatus.PREEMPTED  # torchrun starts its processes again when one fails
-        # SIGTERM in a SLURM job: it is preempted. (scancel sends the same; nothing tells it apart.)
-        if type(error).__name__ == "SIGTERMException" and jobs.slurm_job() is not None:
-            return RunStatus.PREEMPTED
-        return RunStatus.INTERRUPTED if isinstance(error, KeyboardInterrupt | SystemExit) else RunStatus.FAILED
-    try:
-        return RunStatus(status)
-    except ValueError:
-        return RunStatus.FINISHED
-
-
-def _end_all() -> None:
-    for live in list(_live):
-        live._end_at_exit()
-
-
 def _start_over_in_child() -> None:
-    for live in list(_live):
-        live._start_over_in_child()
-    _live.clear()
+    for logger in list(ending.live):
+        logger._start_over_in_child()
+    ending.live.clear()
 
 
-atexit.register(_end_all)
 os.register_at_fork(after_in_child=_start_over_in_child)

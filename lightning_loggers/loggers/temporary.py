@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lightning_loggers.errors import ConfigurationError
 from lightning_loggers.journal.writer import JournalWriter
+from lightning_loggers.loggers import ending
 from lightning_loggers.loggers.journaled import JournaledLogger
 
 _folders: set[Path] = set()
@@ -62,7 +63,7 @@ class LoggerInProcess(JournaledLogger):
 def _remove_at_exit() -> None:
     """End what was not ended, then remove the folders of this process, but for what was told to be there still."""
     for logger in list(_loggers):
-        logger._end_at_exit()
+        ending.end_at_exit(logger)
         if logger.stats.pending:
             _folders.discard(logger._root)
         logger.close()

@@ -15,7 +15,7 @@ from lightning_loggers.adapters import wandb as adapter
 from lightning_loggers.aggregation import AggFunc
 from lightning_loggers.base import rank_zero_experiment
 from lightning_loggers.errors import ConfigurationError, TrackerUnavailableError
-from lightning_loggers.loggers import journaled, watching
+from lightning_loggers.loggers import ending, watching
 from lightning_loggers.loggers.journaled import DEFAULT_FINALIZE_TIMEOUT_S
 from lightning_loggers.loggers.proxy import NativeProxy
 from lightning_loggers.loggers.wandb_media import WandbMedia
@@ -400,7 +400,7 @@ def _shape_of(params: Any) -> dict[str, Any]:
 
 def _end_all() -> None:
     """The interpreter exits, and the SDK's service is about to: end what was not ended, and deliver no more."""
-    journaled._end_all()
-    for live in list(journaled._live):
-        if isinstance(live, WandbLogger) and live._host is not None:
-            live._host.stop()
+    ending.end_all()
+    for logger in list(ending.live):
+        if isinstance(logger, WandbLogger) and logger._host is not None:
+            logger._host.stop()
