@@ -50,10 +50,26 @@ def test_an_array_over_it_is_what_was_copied(dtype: str) -> None:
     assert copy.any()
 
 
+@pytest.mark.parametrize("size", [4, 300])
+@pytest.mark.parametrize("view", ["transposed", "moved", "part", "flipped", "broadcast", "empty", "one"])
+def test_a_copy_of_any_view_is_what_it_was(view: str, size: int) -> None:
+    """Dense in another order of its axes, or not dense at all; each keeps its shape and its values."""
+    whole = np.random.default_rng(0).random((3, size, size + 1), np.float32)
+    array = {
+        "transposed": whole.T, "moved": np.moveaxis(whole, 0, -1), "part": whole[:, 1:, ::2], "flipped": whole[:, ::-1],
+        "broadcast": np.broadcast_to(whole[0], (2, size, size + 1)), "empty": whole[:0].T, "one": whole[:1, :, :1],
+    }[view]  # fmt: skip
+    copy = snapshot(array)
+    expected = array.copy()
+    whole[:] = 0
+    assert (copy.shape, copy.dtype) == (expected.shape, expected.dtype)
+    assert np.array_equal(copy, expected)
+
+
 def test_memory_is_used_again_when_the_last_array_over_it_is_gone() -> None:
     """A view, a view of a view and a tensor hold it as the array does."""
     pixels = random_image(0)
-    own = own_array(copied(pixels), pixels.shape, pixels.dtype, torch.Tensor)
+    own = own_array(copied(pixels), pixels.shape, pixels.dtype, pixels.strides, torch.Tensor)
     address = own.ctypes.data
     part = own.view(np.ndarray)[3:][:, 2:]
     tensor = torch.from_numpy(part)

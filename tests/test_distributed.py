@@ -54,6 +54,7 @@ class Job:
         self.notes_folder.mkdir(exist_ok=True)
         self.save_dir = folder / "runs"
         logger = {"experiment_name": "e", "tracking_uri": uri, "save_dir": str(self.save_dir)}
+        logger |= {"finalize_timeout_s": 100}  # starting MLflow may take the default of 30 s where tests compete
         logger |= orders.pop("logger", {})
         self.orders = {"strategy": "ddp", "notes": str(self.notes_folder), "logger": logger, **orders}
         self.launcher = launcher or (sys.executable,)
@@ -383,7 +384,7 @@ def assert_means_of_ranks(uri: str, run_id: str, journal: Path, ranks: int) -> N
 def test_all_ranks_log(mlflow_sqlite: str, tmp_path: Path, warm_python: WarmPython) -> None:
     """With ``log_on_workers=-1`` a step's values of four ranks become one point, or one series per rank, as asked."""
     policy = {"log_on_workers": -1, "merge_ranks_by_key": {"rank": "max", "own": "per_rank"}, "rank_wait_s": 60}
-    job = Job(tmp_path, mlflow_sqlite, devices=4, policy=policy, logger={"finalize_timeout_s": 100})
+    job = Job(tmp_path, mlflow_sqlite, devices=4, policy=policy)
     port = str(free_port())
     for number in "0123":
         job.start_warm(warm_python, TASK_NUMBER=number, TASK_COUNT="4", TASK_PORT=port)
@@ -409,7 +410,7 @@ def test_two_nodes_without_a_shared_file_system(mlflow_sqlite: str, tmp_path: Pa
     for number in "01":
         folder = tmp_path / f"node{number}"
         folder.mkdir()
-        logger = {"save_dir": "runs", "finalize_timeout_s": 100}  # below each node's own working directory
+        logger = {"save_dir": "runs"}  # below each node's own working directory
         node = Job(
             folder, mlflow_sqlite, sys.executable, "-m", "torch.distributed.run",
             devices=1, nodes=2, policy=policy, logger=logger,

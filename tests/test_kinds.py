@@ -1008,6 +1008,57 @@ def test_a_plain_array_costs_the_call_its_copy_and_no_check(
     assert [blob.id for blob in logger.records[1].blobs or []] == [blob.id for blob in same.blobs or []]
 
 
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "image": {"caption": "a", "grid": False},
+    "audio": {"sample_rate": 8000},
+    "video": {"fps": 2, "format": "gif"},
+    "histogram": {"bins": 8},
+}
+
+
+@pytest.mark.parametrize("kind", ARGUMENTS)
+def test_numbers_and_texts_beside_an_array_leave_it_at_its_copy(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """As a sound's rate; another argument is told in the call, and what is wrong when its turn comes."""
+    good, bad, _ = ARRAYS[kind]
+    given = ARGUMENTS[kind]
+    logger, slow = InMemoryLogger(), Slow()
+    submit(logger, slow, 0)  # type: ignore[arg-type]
+    assert slow.begun.wait(60)  # the encoding thread is held up
+    value = good.copy()
+    logger.log(value, "good", kind=kind, step=1, unknown=2, **given)
+    value[:] = 1
+    logger.log(bad, "bad", kind=kind, step=2, **given)
+    assert (logger.stats.dropped, encoding.pending(logger)) == (0, 3)
+    assert len([message for message in caplog.messages if "takes no 'unknown'" in message]) == 1
+    slow.go_on.set()
+    assert encoding.drain(logger)
+    assert logger.stats.dropped_reasons == {"unsuitable value": 1}
+    expected = InMemoryLogger()
+    expected.log(good, "good", kind=kind, step=1, strict=True, **given)
+    assert encoding.drain(expected)
+    (same,) = expected.records
+    assert logger.records[1].value == same.value
+    assert logger.records[1].meta == same.meta
+    assert [blob.id for blob in logger.records[1].blobs or []] == [blob.id for blob in same.blobs or []]
+
+
+def test_what_can_change_beside_an_array_is_taken_in_the_call(tmp_path: Path) -> None:
+    """Captions in a list, masks and boxes may be changed as soon as the call has returned."""
+    logger = InMemoryLogger()
+    captions, mask = ["before"], np.ones((4, 4), np.uint8)
+    logger.log_image("list", [np.zeros((4, 4), np.uint8)], 1, caption=captions)
+    logger.log_image("mask", np.zeros((4, 4), np.uint8), 1, masks={"mask": mask})
+    captions[0] = "after"
+    mask[:] = 9
+    assert encoding.drain(logger)
+    listed, masked = logger.records
+    assert "before" in str(listed.meta)
+    expected = InMemoryLogger()
+    expected.log_image("mask", np.zeros((4, 4), np.uint8), 1, masks={"mask": np.ones((4, 4), np.uint8)})
+    assert encoding.drain(expected)
+    assert [blob.id for blob in masked.blobs or []] == [blob.id for blob in expected.records[0].blobs or []]
+
+
 def test_tensors_that_are_only_copied_are_what_they_would_be(tmp_path: Path) -> None:
     """A tensor is read as (C, H, W) where an array is (H, W, C), its copy too; other types go the longer way."""
     logger = CSVLogger(tmp_path)

@@ -334,9 +334,8 @@ class Kinds:
             if (
                 type(item) in _ARRAYS
                 and not strict
-                and not kwargs
                 and kind in OF_ARRAYS
-                and copy_only(logger, writer, kind, name, item, step=step)
+                and copy_only(logger, writer, kind, name, item, step=step, given=kwargs)
             ):
                 return
             if is_lazy(item) and kind not in RESERVED:

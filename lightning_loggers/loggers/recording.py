@@ -8,6 +8,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -43,6 +44,7 @@ RESERVED = frozenset({Kind.SYSTEM, Kind.FLOPS_PB, Kind.FLOPS_PE, Kind.EXECUTION_
 """Kinds whose names are taken and whose records come with another release."""
 
 _NOTHING: Mapping[str, Any] = {}
+_UNCHANGING = frozenset({str, int, float, bool, NoneType})
 _last_ns = 0
 
 
@@ -105,10 +107,12 @@ def _from_snapshot(
         names_kind: Whether it is told the kind.
         may_arrive: Whether it looks at no element of a tensor, so that those may be on their way from a device.
     """
-    taken = frozenset(inspect.signature(take).parameters) - {"value", "identifier", "kind"}
+    taken = _arguments_of(take)
 
     def handle(logger: "JournaledLogger", writer: JournalWriter, call: Call) -> None:
-        known = _known_arguments(logger, call, taken) if call.kwargs else call.kwargs
+        known = call.kwargs
+        if known:
+            known = _known_arguments(logger, call.kind, call.identifier, known, taken, strict=call.strict)
         defaults = logger._media_defaults.get(call.kind)
         if defaults:
             known = {**defaults, **known}
@@ -124,13 +128,23 @@ def _from_snapshot(
 
 
 def copy_only(
-    logger: "JournaledLogger", writer: JournalWriter, kind: Kind, name: str, value: Any, *, step: Any
+    logger: "JournaledLogger",
+    writer: JournalWriter,
+    kind: Kind,
+    name: str,
+    value: Any,
+    *,
+    step: Any,
+    given: Mapping[str, Any],
 ) -> bool:
     """Copy an array or tensor of a kind in :data:`OF_ARRAYS`; whether it is suitable is seen where it is encoded.
 
     Returns:
-        Whether it was: a tensor may be on a device or of a type that numpy has not, an array may hold no numbers.
+        Whether it was: a tensor may be on a device or of a type that numpy has not, an array may hold no numbers, and
+        what is given besides may be something that can change.
     """
+    if given and not _UNCHANGING.issuperset(map(type, given.values())):
+        return False
     of = type(value)
     array = value if of is np.ndarray else arrays.memory_of(value)
     if array is None or array.dtype.kind not in "biuf":
@@ -138,19 +152,35 @@ def copy_only(
     record = stamped(logger, kind, name, step)
     copy, size_bytes = arrays.copied(array), array.nbytes
     known = logger._media_defaults.get(kind, _NOTHING)
-    later = Later(OF_ARRAYS[kind], name, known, arrays.own_array, (copy, array.shape, array.dtype, of), size_bytes)
+    if given:
+        taken = _TAKEN_OF_ARRAYS[kind]
+        known = {**known, **_known_arguments(logger, kind, name, given, taken, strict=False)}
+    made_of = copy, array.shape, array.dtype, array.strides, of
+    later = Later(OF_ARRAYS[kind], name, known, arrays.own_array, made_of, size_bytes)
     encoding.submit(encoding.Job(logger, writer, record, later, size_bytes))
     return True
 
 
-def _known_arguments(logger: "JournaledLogger", call: Call, taken: frozenset[str]) -> dict[str, Any]:
+def _arguments_of(take: Callable[..., Snapshot]) -> frozenset[str]:
+    return frozenset(inspect.signature(take).parameters) - {"value", "identifier", "kind"}
+
+
+def _known_arguments(
+    logger: "JournaledLogger",
+    kind: Kind,
+    identifier: str,
+    given: Mapping[str, Any],
+    taken: frozenset[str],
+    *,
+    strict: bool,
+) -> dict[str, Any]:
     """The arguments that the kind takes; a value is not dropped because of another one."""
-    for key in call.kwargs.keys() - taken:
-        message = f"log({call.identifier!r}, kind={call.kind.value!r}) takes no {key!r}; it takes {sorted(taken)}."
-        if call.strict:
+    for key in given.keys() - taken:
+        message = f"log({identifier!r}, kind={kind.value!r}) takes no {key!r}; it takes {sorted(taken)}."
+        if strict:
             raise ConfigurationError(message)
-        logger._notices.tell_once(("argument", call.kind, key), f"{message} The value is logged without it.")
-    return {key: value for key, value in call.kwargs.items() if key in taken}
+        logger._notices.tell_once(("argument", kind, key), f"{message} The value is logged without it.")
+    return {key: value for key, value in given.items() if key in taken}
 
 
 def _param(logger: "JournaledLogger", writer: JournalWriter, call: Call) -> None:
@@ -265,6 +295,7 @@ OF_ARRAYS: Mapping[Kind, Callable[..., Snapshot]] = {
 }
 """What takes a value of the kinds that are one array, looking at no element of a tensor before it is copied."""
 
+_TAKEN_OF_ARRAYS = {kind: _arguments_of(take) for kind, take in OF_ARRAYS.items()}
 _STATE = _from_snapshot(models.snapshot, names_kind=True)
 HANDLERS: Mapping[Kind, Callable[["JournaledLogger", JournalWriter, Call], None]] = {
     Kind.PARAM: _param,

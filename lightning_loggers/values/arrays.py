@@ -93,38 +93,47 @@ def snapshot(value: Any) -> Array:
     array, own = view(value)
     if own:
         return array
-    return _as_array(copied(array), array.shape, array.dtype)
+    return _as_array(copied(array), array.shape, array.dtype, array.strides)
 
 
 def copied(array: Array) -> Copy:
     """A copy of an array of numbers, for :func:`own_array` to make an array of; mostly it is only its bytes."""
     size_bytes = array.nbytes
-    if size_bytes <= _QUICK_BYTES and array.flags.c_contiguous and array.ndim:
-        # numpy gives up the interpreter to copy, and has to wait for it again while another thread encodes.
-        if size_bytes < SMALLEST_BYTES:
-            return bytearray(array)
-        memory = BUFFERS.take(size_bytes)
-        memory[0][:size_bytes] = array.data.cast("B")
-        return memory
+    if 0 < size_bytes <= _QUICK_BYTES and array.ndim:
+        block = array if array.flags.c_contiguous else _in_order_of_memory(array)
+        if block.flags.c_contiguous:
+            # numpy gives up the interpreter to copy, and has to wait for it again while another thread encodes.
+            if size_bytes < SMALLEST_BYTES:
+                return bytearray(block)
+            memory = BUFFERS.take(size_bytes)
+            memory[0][:size_bytes] = block.data.cast("B")
+            return memory
     return array.copy("K")
 
 
-def _as_array(copy: Copy, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def _in_order_of_memory(array: Array) -> Array:
+    """The same memory with its axes in another order: of an image (H, W, C) that was (C, H, W) the latter."""
+    strides = array.strides
+    return array.transpose(sorted(range(array.ndim), key=lambda axis: -strides[axis]))
+
+
+def _as_array(copy: Copy, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...]) -> Array:
     if isinstance(copy, tuple):
-        return array_over(copy, shape, dtype)
-    return np.ndarray(shape, dtype, copy) if isinstance(copy, bytearray) else copy
+        return array_over(copy, shape, dtype, strides)
+    return np.ndarray(shape, dtype, copy, strides=strides) if isinstance(copy, bytearray) else copy
 
 
-def own_array(copy: Copy, shape: tuple[int, ...], dtype: np.dtype[Any], of: type) -> OwnArray:
+def own_array(copy: Copy, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...], of: type) -> OwnArray:
     """The array that was :func:`copied`.
 
     Args:
         copy: What that returned.
         shape: The array's shape.
         dtype: Its type.
+        strides: Its strides, bytes.
         of: The class of the value that was logged.
     """
-    own = _as_array(copy, shape, dtype).view(OwnArray)
+    own = _as_array(copy, shape, dtype, strides).view(OwnArray)
     own.of = of
     return own
 

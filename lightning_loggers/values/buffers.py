@@ -94,9 +94,8 @@ os.register_at_fork(after_in_child=BUFFERS.clear)  # there, writing to a page me
 class _Lease:
     """What every array over some memory refers to: the memory is free when this goes."""
 
-    def __init__(self, memory: Memory, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> None:
-        data = memory[1], False
-        self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str, "data": data}
+    def __init__(self, memory: Memory, array: dict[str, Any]) -> None:
+        self.__array_interface__ = {"version": 3, "data": (memory[1], False), **array}
         self._memory = memory
 
     def __del__(self) -> None:
@@ -104,6 +103,8 @@ class _Lease:
             BUFFERS.give_back(self._memory)
 
 
-def array_over(memory: Memory, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> "np.ndarray[Any, Any]":
-    """An array over the beginning of some memory."""
-    return np.asarray(_Lease(memory, shape, dtype))
+def array_over(
+    memory: Memory, shape: tuple[int, ...], dtype: "np.dtype[Any]", strides: tuple[int, ...]
+) -> "np.ndarray[Any, Any]":
+    """An array over the beginning of some memory, all of which has to fit into it."""
+    return np.asarray(_Lease(memory, {"shape": shape, "typestr": dtype.str, "strides": strides}))
