@@ -59,6 +59,8 @@ def test_a_copy_of_any_view_is_what_it_was(view: str, size: int) -> None:
         "transposed": whole.T, "moved": np.moveaxis(whole, 0, -1), "part": whole[:, 1:, ::2], "flipped": whole[:, ::-1],
         "broadcast": np.broadcast_to(whole[0], (2, size, size + 1)), "empty": whole[:0].T, "one": whole[:1, :, :1],
     }[view]  # fmt: skip
+    if size == 300 and view in {"transposed", "moved"}:
+        assert isinstance(copied(array), tuple), "copied as its memory lies, without giving up the interpreter"
     copy = snapshot(array)
     expected = array.copy()
     whole[:] = 0
@@ -102,7 +104,7 @@ def test_what_is_ready_is_bounded_and_shared_among_the_sizes() -> None:
     assert pool.ready_bytes == 0
 
 
-def test_a_forked_child_holds_none_of_its_parents(tmp_path: Path) -> None:
+def test_a_forked_child_holds_none_of_its_parents() -> None:
     """Writing to a page of the parent's would mean to copy it first."""
     BUFFERS.take(2**20)
     BUFFERS.make_ready()
@@ -164,8 +166,9 @@ def test_memory_of_what_cannot_be_encoded_comes_back(logger: CSVLogger) -> None:
     """No error that was told of it holds it."""
     wrong = random_image(0, (5, 256, 256, 5))
     logger.log(wrong, "wrong", kind="image", step=0)
-    wait_until(lambda: BUFFERS.ready_bytes > 0, 60, "memory made ready")
-    ready = BUFFERS.ready_bytes
+    size_bytes = len(Buffers().take(wrong.nbytes)[0])
+    ready = READY_BYTES // size_bytes * size_bytes
+    wait_until(lambda: BUFFERS.ready_bytes == ready, 60, "memory made ready")
     for step in range(1, 4):
         logger.log(wrong, "wrong", kind="image", step=step)
     logger.close()

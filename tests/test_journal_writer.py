@@ -1204,6 +1204,31 @@ def test_where_a_stream_ends_is_known_to_a_signal_handler(tmp_path: Path, monkey
     assert [told == there for told, there in seen] == [True]
 
 
+def test_half_a_line_that_stays_is_behind_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that took half a line, lets nobody take it back and takes no more: nobody waits for that half."""
+    writer = open_writer(tmp_path)
+    writer.append_metrics({"a": 1.0}, 0)
+    end = writer.position
+    write, takes = os.write, ["half"]
+
+    def write_half(fd: int, line: bytes) -> int:
+        if not takes:
+            raise OSError(30, "Read-only file system")
+        takes.pop()
+        return write(fd, line[: len(line) // 2])
+
+    def refuse(fd: int, length: int) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "write", write_half)
+    monkeypatch.setattr(os, "ftruncate", refuse)
+    writer.append_metrics({"a": 1.0}, 1)
+    assert writer.position == end
+    monkeypatch.undo()
+    writer.close()
+    assert steps_of(tmp_path) == [0, 1]
+
+
 def test_two_threads_keep_their_order(tmp_path: Path) -> None:
     """Threads that append at once each keep their own order; nothing is lost and no line is torn."""
     writer = open_writer(tmp_path, segment_bytes=100_000)

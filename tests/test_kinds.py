@@ -1042,21 +1042,25 @@ def test_numbers_and_texts_beside_an_array_leave_it_at_its_copy(kind: str, caplo
     assert [blob.id for blob in logger.records[1].blobs or []] == [blob.id for blob in same.blobs or []]
 
 
-def test_what_can_change_beside_an_array_is_taken_in_the_call(tmp_path: Path) -> None:
-    """Captions in a list, masks and boxes may be changed as soon as the call has returned."""
-    logger = InMemoryLogger()
-    captions, mask = ["before"], np.ones((4, 4), np.uint8)
-    logger.log_image("list", [np.zeros((4, 4), np.uint8)], 1, caption=captions)
-    logger.log_image("mask", np.zeros((4, 4), np.uint8), 1, masks={"mask": mask})
+def test_what_can_change_beside_an_array_is_taken_in_the_call() -> None:
+    """A list of captions and a mask may be changed as soon as the call has returned."""
+    pixels, captions, mask = np.zeros((4, 4), np.uint8), ["before"], np.ones((4, 4), np.uint8)
+    expected = InMemoryLogger()
+    expected.log_image("listed", pixels, 1, caption=["before"])
+    expected.log_image("masked", pixels, 1, masks={"mask": mask.copy()})
+    assert encoding.drain(expected)
+    logger, slow = InMemoryLogger(), Slow()
+    submit(logger, slow, 0)  # type: ignore[arg-type]
+    assert slow.begun.wait(60)  # the encoding thread is held up
+    logger.log_image("listed", pixels, 1, caption=captions)
+    logger.log_image("masked", pixels, 1, masks={"mask": mask})
     captions[0] = "after"
     mask[:] = 9
+    slow.go_on.set()
     assert encoding.drain(logger)
-    listed, masked = logger.records
-    assert "before" in str(listed.meta)
-    expected = InMemoryLogger()
-    expected.log_image("mask", np.zeros((4, 4), np.uint8), 1, masks={"mask": np.ones((4, 4), np.uint8)})
-    assert encoding.drain(expected)
-    assert [blob.id for blob in masked.blobs or []] == [blob.id for blob in expected.records[0].blobs or []]
+    for record, same in zip(logger.records[1:], expected.records, strict=True):
+        assert record.meta == same.meta
+        assert [blob.id for blob in record.blobs or []] == [blob.id for blob in same.blobs or []]
 
 
 def test_tensors_that_are_only_copied_are_what_they_would_be(tmp_path: Path) -> None:

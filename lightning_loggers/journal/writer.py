@@ -229,8 +229,9 @@ class JournalWriter:
         """Where the stream ends for now: as the file has it, since a signal handler may ask before an append counts."""
         with self._lock:
             size = self._size
-            with contextlib.suppress(OSError):  # not open, or closed by somebody
-                size = os.fstat(self._open_fd).st_size
+            if not self._torn:  # else the disk lets nobody take half a line back, which no reader goes past
+                with contextlib.suppress(OSError):  # not open, or closed by somebody
+                    size = os.fstat(self._open_fd).st_size
             return Position(self.segment, size)
 
     @property
