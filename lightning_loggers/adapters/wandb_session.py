@@ -16,6 +16,7 @@ from typing import Any
 
 from lightning_loggers.adapters.base import Context, FaultKind
 from lightning_loggers.adapters.wandb_artifacts import UPLOAD_PATIENCE_S, Artifacts
+from lightning_loggers.adapters.wandb_batches import sent_together
 from lightning_loggers.adapters.wandb_file import MARK, RunFile, earlier_rows
 from lightning_loggers.adapters.wandb_records import AXIS, Rows, merged, nested_params
 from lightning_loggers.adapters.wandb_sdk import (
@@ -172,10 +173,11 @@ class Session:
             self._next = before
         begin = len(self._handed)
         try:
-            for record in new:
-                self._rows.log(self.run, record)
-                self._handed.append(self._next)
-                self._next += 1
+            with sent_together(self.run):
+                for record in new:
+                    self._rows.log(self.run, record)
+                    self._handed.append(self._next)
+                    self._next += 1
         except Exception as error:
             if fault_of(error).kind in {FaultKind.REJECTED, FaultKind.BUG}:
                 self.lose_count()  # delivery goes on with parts of this record, or without it
