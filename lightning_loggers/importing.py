@@ -86,11 +86,12 @@ class _Finder(MetaPathFinder):
 def _have_arrive(spec: ModuleSpec) -> None:
     """Make the module arrive while its code runs; nothing of this is left on module or loader afterwards."""
     loader: Any = spec.loader
-    if not hasattr(loader, "exec_module"):
+    # A class is the loader of all modules of its sort, those that are built into Python; they are there at once.
+    if not hasattr(loader, "exec_module") or isinstance(loader, type):
         return
 
     def exec_module(module: Any) -> None:
-        del loader.exec_module
+        vars(loader).pop("exec_module", None)
         if type(module) is ModuleType:
             module.__class__ = _Arriving
             _arriving.add(module)

@@ -195,3 +195,51 @@ def test_fork_waits_for_the_import_of_a_part(package: Path) -> None:
 def test_fork_in_the_middle_of_an_import_that_takes_too_long(package: Path) -> None:
     """A child that looks at the half of a package finds the half, and waits for nobody."""
     assert forked(package.parent.parent, 0.2, "slowly_imported", "stays") == "40"
+
+
+BUILT_IN = """
+import sys
+from lightning_loggers.importing import beside_training
+names = [name for name in sys.builtin_module_names if name not in sys.modules]
+with beside_training():
+    __import__(names[0])
+for name in names:
+    __import__(name)
+print(len(names) > 1)
+"""
+
+
+def test_a_module_that_is_built_into_python() -> None:
+    """All such modules have one loader, a class: it stays as it is, for the whole process."""
+    command = [sys.executable, "-c", BUILT_IN]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.stdout == "True\n", done.stderr[-2000:]
+
+
+def test_modules_that_share_a_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was put on the loader for one module does no harm to another, and is gone when both are there."""
+
+    class Shared:
+        def create_module(self, spec: object) -> None:
+            return None
+
+        def exec_module(self, module: Any) -> None:
+            module.last = 2
+
+    loader = Shared()
+
+    class Finder:
+        def find_spec(self, name: str, path: object, target: object = None) -> Any:
+            return importlib.util.spec_from_loader(name, loader) if name.startswith("shares_a_loader") else None
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder()])
+    with beside_training():
+        specs = [importlib.util.find_spec(f"shares_a_loader_{number}") for number in (1, 2)]
+        for spec in specs:
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            assert module.last == 2
+            assert type(module) is ModuleType
+    assert not vars(loader)
