@@ -33,10 +33,10 @@ import msgspec
 from typing_extensions import override
 
 from lightning_loggers.aggregation import REDUCTIONS
+from lightning_loggers.delivery import Delivery
 from lightning_loggers.errors import ConfigurationError
 from lightning_loggers.policies import LogPolicy, nearest, reduction
 
-Delivery = Literal["thread", "process", "offline"]
 LogModel = Literal["all"] | bool
 
 _TAG = "logger"
@@ -83,7 +83,7 @@ class LoggerToolsConfig(Config):
         save_dir: Where runs are kept; by default :attr:`LoggerConfig.log_path`.
         version: The run; an existing one is continued.
         prefix: Put before metric keys.
-        delivery: ``"thread"``, ``"process"`` or ``"offline"``.
+        delivery: ``"auto"``, ``"thread"``, ``"process"`` or ``"offline"``.
         finalize_timeout_s: Longest wait at the end of a run, seconds.
         agg_key_funcs: Names of functions by key, for ``agg_and_log_metrics`` and windows: see
             :data:`~lightning_loggers.policies.REDUCTIONS`.
@@ -97,7 +97,7 @@ class LoggerToolsConfig(Config):
     save_dir: str | None = None
     version: str | None = None
     prefix: str = ""
-    delivery: Delivery = "thread"
+    delivery: Delivery = "auto"
     finalize_timeout_s: float = 30.0
     agg_key_funcs: dict[str, Any] | None = None
     agg_default_func: Any = "mean"

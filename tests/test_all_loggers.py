@@ -117,7 +117,8 @@ def test_common_parameters_are_there(name: str) -> None:
     for common in ("delivery", "finalize_timeout_s", "agg_key_funcs", "agg_default_func"):
         assert parameters[common].kind is inspect.Parameter.KEYWORD_ONLY
     assert parameters["finalize_timeout_s"].default == 30.0
-    assert parameters["delivery"].default == "thread"
+    in_process = name in {"ConsoleLogger", "InMemoryLogger"}
+    assert parameters["delivery"].default == ("thread" if in_process else "auto")
 
 
 @every_logger

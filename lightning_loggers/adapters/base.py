@@ -153,6 +153,10 @@ class Adapter(ABC):
     home_options: ClassVar[tuple[str, ...]] = ()
     """Options that only mean something at the journal's own address."""
 
+    may_move: ClassVar[bool] = False
+    """Whether delivery may go on in another process in the middle of a run: the SDK has nothing in the training process
+    that users rely on, and closing and opening the run leaves no trace."""
+
     def __init__(self, context: Context) -> None:
         self.context = context
 
@@ -189,6 +193,10 @@ class Adapter(ABC):
         Raises:
             ConfigurationError: With what is wrong, and what would work.
         """
+
+    @classmethod
+    def load(cls, options: Mapping[str, Any]) -> None:
+        """Import what :meth:`open` will need, so that it takes little time; for an adapter that :attr:`may_move`."""
 
     @staticmethod
     @abstractmethod

@@ -125,6 +125,8 @@ class MLflowAdapter(Adapter):
         deduplicates=True,
     )
 
+    may_move = True
+
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._client: Any = None
@@ -156,6 +158,15 @@ class MLflowAdapter(Adapter):
             known = ", ".join(sorted({*_SCHEMES, *plugins} - {"file"}))
             raise ConfigurationError(f"tracking_uri={shown!r}: MLflow has no store for {scheme!r}; it knows {known}.")
         return
+
+    @classmethod
+    @override
+    def load(cls, options: Mapping[str, Any]) -> None:
+        import mlflow.store.tracking.rest_store
+        import mlflow.tracking
+
+        if urlsplit(str(options.get("tracking_uri") or "")).scheme not in {"http", "https"}:
+            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - seconds
 
     @classmethod
     @override

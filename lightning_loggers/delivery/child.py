@@ -4,8 +4,13 @@ Its order comes as one line of JSON on standard input; a further line wakes it a
 waits; the end of standard input says that the
 trainer has closed its logger or is dead. It then delivers what is left and closes the run, and gives up only after it
 has made no progress for ``linger_s``: what is left then is a leftover for the next run or for ``sync``.
+
+A trainer whose own thread delivers until this process is ready gives ``says``, a descriptor: an empty line on it says
+that the SDK is imported, and each further line is a notice, as JSON. It also gives ``idle_s``, after which a process
+that finds nothing to deliver ends.
 """
 
+import json
 import logging
 import os
 import sys
@@ -17,10 +22,13 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import msgspec
+from typing_extensions import override
 
+from lightning_loggers.adapters.registry import adapter_class
 from lightning_loggers.delivery.hosts import LONGEST_WAIT_WHILE_DRAINING_S, Job, leftover_workers
 from lightning_loggers.delivery.worker import Step, StepKind, Worker
 from lightning_loggers.notices import Notices
+from lightning_loggers.notices import logger as log
 
 _END = "end"
 
@@ -29,6 +37,19 @@ def _listen(wakes: "SimpleQueue[str]") -> None:
     while said := os.read(0, 4096):
         wakes.put(said.decode(errors="replace").split()[-1])
     wakes.put(_END)
+
+
+class _Telling(logging.Handler):
+    """Hands notices to the trainer, which may be gone."""
+
+    def __init__(self, says: int) -> None:
+        super().__init__(logging.INFO)
+        self._says = says
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            os.write(self._says, json.dumps([record.levelno, record.getMessage()]).encode() + b"\n")
 
 
 def main() -> int:
@@ -50,6 +71,12 @@ def main() -> int:
         destination=order["destination"],
         notices=notices,
     )
+    says, idle_s = order.get("says"), order.get("idle_s")
+    if says is not None:
+        adapter_class(job.tracker).load(job.options)
+        with suppress(OSError):
+            os.write(says, b"\n")
+        log.addHandler(_Telling(says))
     wakes: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_listen, args=(wakes,), daemon=True).start()
     worker = Worker(job.run_dir, job.options, notices=notices)
@@ -64,11 +91,16 @@ def main() -> int:
             if step.kind is StepKind.IDLE:
                 break
         hurried = ended or time.monotonic() < hurried_until
+        if step.kind in {StepKind.PROGRESS, StepKind.BUSY} and not ended:
+            progress_at = time.monotonic()
         if step.kind is StepKind.PROGRESS:
             progress_at = time.monotonic()
             if hurried or not step.wait_s:
                 continue
-        if ended and time.monotonic() - progress_at > order["linger_s"]:
+        quiet_s = time.monotonic() - progress_at
+        if ended and quiet_s > order["linger_s"]:
+            break
+        if idle_s is not None and step.kind is StepKind.IDLE and quiet_s > idle_s and not leftovers:
             break
         wait_s = min(step.wait_s, LONGEST_WAIT_WHILE_DRAINING_S) if hurried else step.wait_s
         if step.kind in {StepKind.IDLE, StepKind.PROGRESS} and leftovers:

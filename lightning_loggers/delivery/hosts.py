@@ -24,8 +24,6 @@ from lightning_loggers.journal.layout import journal_dir
 from lightning_loggers.journal.reader import Position
 from lightning_loggers.notices import Notices
 
-DELIVERY_MODES = ("thread", "process", "offline")
-
 _DRAIN_POLL_S = 0.02
 LONGEST_WAIT_WHILE_DRAINING_S = 1.0
 _CHILD_LINGERS_S = 600.0
@@ -250,11 +248,11 @@ class ThreadHost(Host):
             self._deliver(worker)
 
     def _deliver(self, worker: Worker) -> None:
+        """Deliver as long as this thread is to."""
         leftovers = self._leftovers()
-        while not worker.stopping.is_set():
-            with _short_turns:
-                step = worker.step()
-            hurried = time.monotonic() < self._hurried_until
+        while self._goes_on(worker):
+            step = self._turn(worker)
+            hurried = self._hurried()
             if step.kind is StepKind.PROGRESS and (hurried or not step.wait_s):
                 continue
             wait_s = step.wait_s
@@ -272,10 +270,20 @@ class ThreadHost(Host):
         for other in leftovers:
             other.close()
 
+    def _goes_on(self, worker: Worker) -> bool:
+        return not worker.stopping.is_set()
+
+    def _hurried(self) -> bool:
+        return time.monotonic() < self._hurried_until
+
+    def _turn(self, worker: Worker) -> Step:
+        with _short_turns:
+            return worker.step()
+
     def _wait(self, worker: Worker, step: Step, wait_s: float) -> None:
         fault = worker.last_fault
         asked = fault is not None and fault.retry_after_s is not None
-        if time.monotonic() < self._hurried_until and step.kind is not StepKind.IDLE and not asked:
+        if self._hurried() and step.kind is not StepKind.IDLE and not asked:
             wait_s = min(wait_s, LONGEST_WAIT_WHILE_DRAINING_S)
         if wait_s <= 0:
             return
@@ -329,7 +337,32 @@ class ProcessHost(Host):
         child = self._child
         if child is not None and child.poll() is None and child.stdin is not None and not child.stdin.closed:
             return  # closed, it would end after what there was then
-        order = {
+        folder = journal_dir(self.job.run_dir)
+        _children[:] = [child for child in _children if child.poll() is None]  # reap; the others stay referenced
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with self.log_file(self.job).open("ab") as log:
+                command = [sys.executable, "-m", "lightning_loggers.delivery.child"]
+                self._child = self._popen(command, stdout=log, stderr=log)
+            _children.append(self._child)
+            assert self._child.stdin is not None
+            order = msgspec.json.encode(self._order())
+            self._child.stdin.write(order + b"\n")  # secrets go by the pipe, not the command line
+            self._child.stdin.flush()
+        except OSError as error:
+            self.job.notices.tell_once(
+                ("child", error.errno),
+                f"The delivery process could not be started ({error}); records are kept in {folder}. "
+                f"Deliver them with: lightning-loggers sync {self.job.run_dir}",
+            )
+
+    @staticmethod
+    def log_file(job: Job) -> Path:
+        """What the child writes while it works."""
+        return journal_dir(job.run_dir) / "delivery.log"
+
+    def _order(self) -> dict[str, Any]:
+        return {
             "run_dir": str(self.job.run_dir.resolve()),
             "save_dir": str(self.job.save_dir.resolve()),
             "tracker": self.job.tracker,
@@ -338,28 +371,9 @@ class ProcessHost(Host):
             "deliver_leftovers": self.job.deliver_leftovers,
             "linger_s": _CHILD_LINGERS_S,
         }
-        folder = journal_dir(self.job.run_dir)
-        _children[:] = [child for child in _children if child.poll() is None]  # reap; the others stay referenced
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "delivery.log").open("ab") as log:
-                self._child = subprocess.Popen(
-                    [sys.executable, "-m", "lightning_loggers.delivery.child"],
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            _children.append(self._child)
-            assert self._child.stdin is not None
-            self._child.stdin.write(msgspec.json.encode(order) + b"\n")  # secrets go by the pipe, not the command line
-            self._child.stdin.flush()
-        except OSError as error:
-            self.job.notices.tell_once(
-                ("child", error.errno),
-                f"The delivery process could not be started ({error}); records are kept in {folder}. "
-                f"Deliver them with: lightning-loggers sync {self.job.run_dir}",
-            )
+
+    def _popen(self, command: list[str], **given: Any) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **given)
 
     @override
     def hasten(self, seconds: float) -> None:
@@ -388,9 +402,3 @@ class ProcessHost(Host):
         if child is not None and child.stdin is not None:
             with contextlib.suppress(OSError):
                 child.stdin.close()
-
-
-def make_host(mode: str, job: Job) -> Host:
-    """The host of that name (one of :data:`DELIVERY_MODES`)."""
-    hosts: dict[str, Callable[[Job], Host]] = {"thread": ThreadHost, "process": ProcessHost, "offline": OfflineHost}
-    return hosts[mode](job)

@@ -193,6 +193,11 @@ class Worker:
         """Whether this worker is the one that serves the run."""
         return self._lock is not None and self._lock.held
 
+    @property
+    def opened(self) -> bool:
+        """Whether the tracker's run is at hand: the SDK is imported and connected."""
+        return self._opened
+
     def writer_alive(self) -> bool:
         """Whether a live process writes any stream of the run."""
         return writer_alive(self.folder)

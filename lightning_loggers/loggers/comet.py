@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from lightning_loggers.adapters.comet_sdk import load_sdk, server_and_key, server_option
 from lightning_loggers.aggregation import AggFunc
+from lightning_loggers.delivery import Delivery
 from lightning_loggers.errors import ConfigurationError, TrackerUnavailableError
 from lightning_loggers.loggers.journaled import DEFAULT_FINALIZE_TIMEOUT_S, JournaledLogger
 from lightning_loggers.notices import logger as log
@@ -55,7 +56,8 @@ class CometLogger(JournaledLogger):
         log_model: ``"all"``: every checkpoint, as it is written. ``True``: those that are left at the end (every one if
             ``save_top_k=-1``). ``False``: none.
         version: The run's folder, where it is to have another name than the experiment's key.
-        delivery: ``"thread"``, ``"process"`` or ``"offline"`` (journal only, for ``lightning-loggers sync``).
+        delivery: ``"auto"``, ``"thread"``, ``"process"`` or ``"offline"`` (journal only, for ``lightning-loggers
+            sync``).
         finalize_timeout_s: Longest wait for delivery at the end of a run, seconds.
         deliver_leftovers: Whether earlier runs in the folder whose process died are delivered in the background.
         agg_key_funcs: Functions by key for :meth:`agg_and_log_metrics`.
@@ -95,7 +97,7 @@ class CometLogger(JournaledLogger):
         prefix: str | None = None,
         log_model: Literal["all"] | bool = False,
         version: str | None = None,
-        delivery: Literal["thread", "process", "offline"] = "thread",
+        delivery: Delivery = "auto",
         finalize_timeout_s: float = DEFAULT_FINALIZE_TIMEOUT_S,
         deliver_leftovers: bool = True,
         agg_key_funcs: Mapping[str, Any] | None = None,

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from typing_extensions import override
 
 from lightning_loggers.aggregation import AggFunc
+from lightning_loggers.delivery import Delivery
 from lightning_loggers.loggers.folder import FolderLogger
 from lightning_loggers.loggers.journaled import DEFAULT_FINALIZE_TIMEOUT_S
 from lightning_loggers.policies import LogPolicy
@@ -27,7 +28,8 @@ class CSVLogger(FolderLogger):
         prefix: Put before metric keys, followed by ``-``.
         flush_logs_every_n_steps: Accepted for compatibility and without effect: rows are written in the background,
             about a second after the log call at the latest, and all of them before ``finalize`` returns.
-        delivery: ``"thread"``, ``"process"`` or ``"offline"`` (``lightning-loggers sync`` writes the files later).
+        delivery: ``"auto"``, ``"thread"``, ``"process"`` or ``"offline"`` (``lightning-loggers sync`` writes the files
+            later).
         finalize_timeout_s: Longest wait at the end of a run, seconds.
         deliver_leftovers: Whether files of earlier runs in ``save_dir`` whose process died are completed in the
             background.
@@ -64,7 +66,7 @@ class CSVLogger(FolderLogger):
         prefix: str = "",
         flush_logs_every_n_steps: int = 100,
         *,
-        delivery: Literal["thread", "process", "offline"] = "thread",
+        delivery: Delivery = "auto",
         finalize_timeout_s: float = DEFAULT_FINALIZE_TIMEOUT_S,
         deliver_leftovers: bool = True,
         agg_key_funcs: Mapping[str, Any] | None = None,

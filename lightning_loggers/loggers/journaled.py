@@ -21,7 +21,8 @@ from lightning_loggers.adapters.base import unknown_option
 from lightning_loggers.adapters.registry import adapter_class, require_sdk
 from lightning_loggers.aggregation import AggFunc
 from lightning_loggers.base import DummyExperiment, LightningLoggerBase, rank_zero_experiment
-from lightning_loggers.delivery.hosts import DELIVERY_MODES, Host, Job, make_host
+from lightning_loggers.delivery.hosts import Host, Job
+from lightning_loggers.delivery.moving import DELIVERY_MODES, make_host
 from lightning_loggers.delivery.relay import Relay
 from lightning_loggers.delivery.state import TrackerState
 from lightning_loggers.delivery.worker import pending_of
@@ -61,7 +62,8 @@ class JournaledLogger(Kinds, LoggingContext, RunIdentity, LightningLoggerBase):
         version: The run's folder below ``name``; an existing one is continued. By default a new one.
         prefix: Put before every metric key, with ``LOGGER_JOIN_CHAR`` between.
         log_model: Which checkpoints the tracker keeps: ``"all"`` as they are written, ``True`` at the end, or none.
-        delivery: ``"thread"``, ``"process"`` (outlives a killed trainer) or ``"offline"`` (journal only).
+        delivery: ``"auto"`` (a thread; where its tracker allows it and the thread takes more than 2 % of the time, a
+            process), ``"thread"``, ``"process"`` (outlives a killed trainer) or ``"offline"`` (journal only).
         finalize_timeout_s: Longest wait for delivery at the end of a run, seconds.
         deliver_leftovers: Whether runs of dead processes in ``save_dir`` are delivered in the background.
         agg_key_funcs: As in :class:`~lightning_loggers.base.LightningLoggerBase`.
@@ -93,7 +95,7 @@ class JournaledLogger(Kinds, LoggingContext, RunIdentity, LightningLoggerBase):
         version: str | None = None,
         prefix: str = "",
         log_model: Any = False,
-        delivery: str = "thread",
+        delivery: str = "auto",
         finalize_timeout_s: float = DEFAULT_FINALIZE_TIMEOUT_S,
         deliver_leftovers: bool = True,
         agg_key_funcs: Mapping[str, Any] | None = None,
@@ -113,13 +115,14 @@ class JournaledLogger(Kinds, LoggingContext, RunIdentity, LightningLoggerBase):
             raise ConfigurationError(f"version={version!r} must be a plain folder name.")
         if delivery != "offline":
             require_sdk(self.tracker, type(self).__name__)
-        adapter_class(self.tracker).check_options(options)
+        adapter = adapter_class(self.tracker)
+        adapter.check_options(options)
         check_writable(Path(save_dir))
         self._identify(name, save_dir, version)
         self._options = dict(options)
         self._prefix = f"{prefix}{self.LOGGER_JOIN_CHAR}" if prefix else ""
         self._log_model = log_model
-        self._delivery = delivery
+        self._delivery = "thread" if delivery == "auto" and not adapter.may_move else delivery
         self._finalize_timeout_s = float(finalize_timeout_s)
         self._deliver_leftovers = deliver_leftovers
         self._trainer: Callable[[], Any] = _nothing

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_loggers.aggregation import AggFunc
 from lightning_loggers.base import LoggerCollection
+from lightning_loggers.delivery import Delivery
 from lightning_loggers.errors import ConfigurationError
 from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.loggers.journaled import DEFAULT_FINALIZE_TIMEOUT_S, JournaledLogger
@@ -43,7 +44,7 @@ class MLFlowLogger(JournaledLogger):
         run_id: An MLflow run to continue; its journal goes to a folder of that name.
         synchronous: Accepted for compatibility and without effect: no call ever waits for MLflow.
         version: The run's folder; an existing one is continued.
-        delivery: ``"thread"``, ``"process"`` or ``"offline"``.
+        delivery: ``"auto"``, ``"thread"``, ``"process"`` or ``"offline"``.
         finalize_timeout_s: Longest wait for delivery at the end of a run, seconds.
         deliver_leftovers: Whether earlier runs in ``save_dir`` whose process died are delivered in the background.
         agg_key_funcs: Functions by key for :meth:`agg_and_log_metrics`.
@@ -80,7 +81,7 @@ class MLFlowLogger(JournaledLogger):
         synchronous: bool | None = None,
         *,
         version: str | None = None,
-        delivery: Literal["thread", "process", "offline"] = "thread",
+        delivery: Delivery = "auto",
         finalize_timeout_s: float = DEFAULT_FINALIZE_TIMEOUT_S,
         deliver_leftovers: bool = True,
         agg_key_funcs: Mapping[str, Any] | None = None,

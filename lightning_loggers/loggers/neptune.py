@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from typing_extensions import override
@@ -19,6 +19,7 @@ from lightning_loggers.adapters import neptune as adapter
 from lightning_loggers.adapters.neptune_sinks import data_directory, full_address, load_sdk, native_run, with_token
 from lightning_loggers.aggregation import AggFunc
 from lightning_loggers.base import rank_zero_experiment
+from lightning_loggers.delivery import Delivery
 from lightning_loggers.errors import ConfigurationError, MissingDependencyError
 from lightning_loggers.loggers.journaled import DEFAULT_FINALIZE_TIMEOUT_S, JournaledLogger
 from lightning_loggers.loggers.proxy import NativeProxy
@@ -60,8 +61,8 @@ class NeptuneLogger(JournaledLogger):
         save_dir: Where journals are kept; by default the environment variable ``NEPTUNE_DATA_DIRECTORY``, else
             ``.neptune``.
         version: The run's folder; an existing one is continued.
-        delivery: ``"thread"``, ``"process"`` or ``"offline"`` (the journal only; ``mode="offline"`` has the SDK's own
-            folder written).
+        delivery: ``"auto"``, ``"thread"``, ``"process"`` or ``"offline"`` (the journal only; ``mode="offline"`` has
+            the SDK's own folder written).
         finalize_timeout_s: Longest wait for delivery at the end of a run, seconds.
         deliver_leftovers: Whether earlier runs in ``save_dir`` whose process died are delivered in the background.
         agg_key_funcs: Functions by key for :meth:`agg_and_log_metrics`.
@@ -101,7 +102,7 @@ class NeptuneLogger(JournaledLogger):
         prefix: str = "training",
         save_dir: str | os.PathLike[str] | None = None,
         version: str | None = None,
-        delivery: Literal["thread", "process", "offline"] = "thread",
+        delivery: Delivery = "auto",
         finalize_timeout_s: float = DEFAULT_FINALIZE_TIMEOUT_S,
         deliver_leftovers: bool = True,
         agg_key_funcs: Mapping[str, Any] | None = None,
@@ -127,7 +128,7 @@ class NeptuneLogger(JournaledLogger):
         if folder in _SDKS_OWN_FOLDERS:
             raise ConfigurationError(f"name={folder!r} is the name of a folder of the SDK's own; choose another.")
         if delivery != "offline":
-            _check_installed(type(self).__name__, load=delivery == "thread")
+            _check_installed(type(self).__name__, load=delivery in {"auto", "thread"})
         if save_dir is None:
             save_dir = os.environ.get("NEPTUNE_DATA_DIRECTORY") or Path.cwd() / ".neptune"
         super().__init__(

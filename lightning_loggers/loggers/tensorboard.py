@@ -6,7 +6,7 @@ import time
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from typing_extensions import override
@@ -15,6 +15,7 @@ from lightning_loggers.adapters.base import unknown_option
 from lightning_loggers.adapters.registry import require_sdk
 from lightning_loggers.adapters.tensorboard import PURGE_STEP
 from lightning_loggers.aggregation import AggFunc
+from lightning_loggers.delivery import Delivery
 from lightning_loggers.errors import ConfigurationError, UnsuitableValueError
 from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.loggers.folder import FolderLogger
@@ -42,7 +43,8 @@ class TensorBoardLogger(FolderLogger):
             of -1, without which the hyperparameters tab does not show them.
         prefix: Put before metric keys, followed by ``-``.
         sub_dir: A folder below the run's for everything that is written.
-        delivery: ``"thread"``, ``"process"`` or ``"offline"`` (``lightning-loggers sync`` writes the files later).
+        delivery: ``"auto"``, ``"thread"``, ``"process"`` or ``"offline"`` (``lightning-loggers sync`` writes the files
+            later).
         finalize_timeout_s: Longest wait at the end of a run, seconds.
         deliver_leftovers: Whether files of earlier runs in ``save_dir`` whose process died are completed in the
             background.
@@ -83,7 +85,7 @@ class TensorBoardLogger(FolderLogger):
         prefix: str = "",
         sub_dir: str | os.PathLike[str] | None = None,
         *,
-        delivery: Literal["thread", "process", "offline"] = "thread",
+        delivery: Delivery = "auto",
         finalize_timeout_s: float = DEFAULT_FINALIZE_TIMEOUT_S,
         deliver_leftovers: bool = True,
         agg_key_funcs: Mapping[str, Any] | None = None,

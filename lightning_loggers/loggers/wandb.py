@@ -14,6 +14,7 @@ from typing_extensions import override
 from lightning_loggers.adapters import wandb as adapter
 from lightning_loggers.aggregation import AggFunc
 from lightning_loggers.base import rank_zero_experiment
+from lightning_loggers.delivery import Delivery
 from lightning_loggers.errors import ConfigurationError, TrackerUnavailableError
 from lightning_loggers.loggers import ending, watching
 from lightning_loggers.loggers.journaled import DEFAULT_FINALIZE_TIMEOUT_S
@@ -113,7 +114,7 @@ class WandbLogger(WandbMedia):
         prefix: Put before metric keys, followed by ``-``.
         checkpoint_name: Name of the checkpoints' artifact; by default ``model-<id>``.
         add_file_policy: ``"mutable"`` has the SDK copy a checkpoint before it is uploaded, ``"immutable"`` does not.
-        delivery: ``"thread"``, ``"process"`` or ``"offline"``.
+        delivery: ``"auto"``, ``"thread"``, ``"process"`` or ``"offline"``.
         finalize_timeout_s: Longest wait for delivery at the end of a run, seconds.
         deliver_leftovers: Whether earlier runs in ``save_dir`` whose process died are delivered in the background.
         agg_key_funcs: Functions by key for :meth:`agg_and_log_metrics`.
@@ -155,7 +156,7 @@ class WandbLogger(WandbMedia):
         checkpoint_name: str | None = None,
         add_file_policy: Literal["mutable", "immutable"] = "mutable",
         *,
-        delivery: Literal["thread", "process", "offline"] = "thread",
+        delivery: Delivery = "auto",
         finalize_timeout_s: float = DEFAULT_FINALIZE_TIMEOUT_S,
         deliver_leftovers: bool = True,
         agg_key_funcs: Mapping[str, Any] | None = None,
@@ -165,7 +166,7 @@ class WandbLogger(WandbMedia):
     ) -> None:
         check_names(kwargs)
         run_id = version or id or os.environ.get("WANDB_RUN_ID") or None
-        reused = experiment is None and delivery == "thread"
+        reused = experiment is None and delivery in {"auto", "thread"}
         if reused:
             experiment = active_run(run_id)
         mode = mode_of(offline, kwargs.get("mode"))

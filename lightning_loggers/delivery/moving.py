@@ -1,0 +1,254 @@
+"""Delivery that begins in a thread, and goes on in a process where the thread takes too much of training's time.
+
+A thread computes with the interpreter that training needs; most trackers' SDKs take one part in a hundred of it, and a
+database layer in Python may take ten. What the delivery thread computes is measured, and paid from an allowance. Once
+that is used up, a child process imports the SDK while the thread goes on; when the child is ready, the thread lets go
+of the run and the child takes it: whoever holds the run's lock delivers, from cursors that are on disk. The thread
+waits for what the child has to tell, and delivers again if it ends.
+"""
+
+import json
+import os
+import select
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, get_args
+
+from typing_extensions import override
+
+from lightning_loggers.delivery import Delivery
+from lightning_loggers.delivery.hosts import Host, Job, OfflineHost, ProcessHost, ThreadHost
+from lightning_loggers.delivery.worker import Step, Worker
+
+DELIVERY_MODES: tuple[str, ...] = get_args(Delivery)
+
+SHARE = 0.02
+"""What part of the time the thread may compute for good."""
+
+AT_ONCE_S = 0.25
+"""Processor time that it may use at once: some 3,500 points of a database file, 75,000 of a server."""
+
+IDLE_S = 120.0
+"""How long the child stays when nothing comes: a run that has ended keeps no process."""
+
+_ENDS_WITHIN_S = 10.0
+_LOOK_S = 5.0
+_LONGEST_NOTICE_BYTES = 2**16
+
+
+class Allowance:
+    """Processor time that may be spent: a share of the time that passes, and a sum that may be spent at once.
+
+    This is the token bucket of network traffic shaping (RFC 2697 uses it).
+
+    Args:
+        share: Processor seconds a second.
+        at_once_s: The sum, seconds.
+        clock: Tells the time, seconds.
+
+    >>> allowance = Allowance(0.1, 1.0, clock=iter([0.0, 1.0, 2.0, 12.0]).__next__)
+    >>> allowance.pays_for(0.9), allowance.pays_for(0.3), allowance.pays_for(0.7)
+    (True, False, True)
+    """
+
+    def __init__(self, share: float, at_once_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._share, self._at_once_s, self._clock = share, at_once_s, clock
+        self._left_s, self._asked_at = at_once_s, clock()
+
+    def pays_for(self, seconds: float) -> bool:
+        """Spend; returns whether it was there. The sum does not become less than nothing."""
+        now = self._clock()
+        earned = (now - self._asked_at) * self._share
+        self._asked_at = now
+        left_s = min(self._left_s + earned, self._at_once_s) - seconds
+        self._left_s = max(left_s, 0.0)
+        return left_s >= 0
+
+
+class MovingHost(ThreadHost):
+    """A thread, or a process of its own once the thread has taken more than its allowance.
+
+    Guarantees:
+        - Nothing stops meanwhile: the thread delivers until the child has imported the SDK, and again if it ends.
+        - While somebody waits for delivery, nothing moves.
+        - What the child has to tell is told in this process, once.
+        - As of :class:`~lightning_loggers.delivery.hosts.ProcessHost`, once moved: a killed trainer's tail is delivered
+          and its run closed.
+    """
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self._allowance = Allowance(SHARE, AT_ONCE_S)
+        self._child: _TellingChild | None = None
+        self._moved = False
+        self._may_move = True
+
+    @property
+    def moved(self) -> bool:
+        """Whether a process of its own delivers."""
+        return self._moved
+
+    @override
+    def start(self) -> None:
+        if self._pid != os.getpid():  # forked: the child is the parent's
+            self._child, self._moved = None, False
+        super().start()
+
+    @override
+    def hasten(self, seconds: float) -> None:
+        super().hasten(seconds)
+        if self._moved and self._child is not None:
+            self._child.hasten(seconds)
+
+    @override
+    def relax(self) -> None:
+        super().relax()
+        if self._moved and self._child is not None:
+            self._child.relax()
+
+    @override
+    def stop(self) -> None:
+        super().stop()
+        if self._child is not None:
+            self._child.stop()
+
+    @override
+    def _turn(self, worker: Worker) -> Step:
+        began, opened = time.thread_time(), worker.opened
+        step = super()._turn(worker)
+        if opened and not self._hurried():  # what every start costs is not what it costs to go on
+            within = self._allowance.pays_for(time.thread_time() - began)
+            if not within and self._may_move and self._child is None:
+                self._child = _TellingChild(self.job)
+                self._child.start()
+        return step
+
+    @override
+    def _goes_on(self, worker: Worker) -> bool:
+        child = self._child
+        if worker.stopping.is_set():
+            if child is not None:
+                child.stop()
+            return False
+        if child is None or self._hurried():
+            return True
+        if not child.working():
+            self._stay(child)
+            return True
+        return not child.is_ready()
+
+    @override
+    def _deliver(self, worker: Worker) -> None:
+        self._child, self._moved = None, False  # those of a run that was closed meanwhile end by themselves
+        while not worker.stopping.is_set():
+            super()._deliver(worker)
+            if not worker.stopping.is_set():
+                self._guard(worker)
+
+    def _guard(self, worker: Worker) -> None:
+        """Let the child deliver until it ends."""
+        child = self._child
+        assert child is not None
+        self._moved = True
+        if worker.stopping.is_set():
+            child.stop()
+        child.hasten(max(self._hurried_until - time.monotonic(), 1.0))  # it has found the run taken, and waits
+        for level, message in child.tells():
+            self.job.notices.tell_once(("delivery process", message), message, level=level)
+        if worker.stopping.is_set():
+            return
+        self._moved = False
+        if child.ended_well():
+            self._child, self._allowance = None, Allowance(SHARE, AT_ONCE_S)
+        else:
+            self._stay(child)
+
+    def _stay(self, child: "_TellingChild") -> None:
+        child.let_go()
+        self._child, self._may_move = None, False
+        self.job.notices.tell_once(
+            "delivery process",
+            f"The delivery process of {self.job.run_dir} has ended by itself. Nothing is lost: a thread of this "
+            f"process delivers again. What happened is in {ProcessHost.log_file(self.job)}.",
+        )
+
+
+class _TellingChild(ProcessHost):
+    """A child process that says when it is ready to deliver, and what its user should know."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self._hears, self._says = os.pipe()
+        os.set_blocking(self._hears, False)
+        self._ready = False
+
+    @override
+    def _order(self) -> dict[str, Any]:
+        return {**super()._order(), "says": self._says, "idle_s": IDLE_S}
+
+    @override
+    def _popen(self, command: list[str], **given: Any) -> "subprocess.Popen[bytes]":
+        return super()._popen(command, pass_fds=(self._says,), **given)
+
+    @override
+    def start(self) -> None:
+        super().start()
+        os.close(self._says)
+
+    def is_ready(self) -> bool:
+        """Whether it has imported the SDK."""
+        if not self._ready:
+            with suppress(OSError):  # nothing said yet
+                self._ready = os.read(self._hears, 1) == b"\n"
+        return self._ready
+
+    def tells(self) -> Iterator[tuple[int, str]]:
+        """What it has to tell, until it ends: level and message."""
+        begun, look = b"", select.poll()
+        look.register(self._hears, select.POLLIN)
+        while True:
+            look.poll(_LOOK_S * 1000)
+            try:
+                said = os.read(self._hears, 65536)
+            except BlockingIOError:
+                if self.working():
+                    continue
+                break  # a process that was forked at the wrong moment has the other end, too
+            if not said:
+                break
+            *lines, begun = (begun + said).split(b"\n")
+            begun = begun[-_LONGEST_NOTICE_BYTES:]
+            for line in lines:
+                with suppress(ValueError, TypeError):
+                    level, message = json.loads(line)
+                    yield int(level), str(message)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Have nothing to do with it any more."""
+        self.stop()
+        hears, self._hears = self._hears, -1
+        if hears >= 0:
+            os.close(hears)
+
+    def ended_well(self) -> bool:
+        """Whether it ended because there was nothing to do."""
+        if self._child is None:
+            return False
+        try:
+            return self._child.wait(_ENDS_WITHIN_S) == 0
+        except subprocess.TimeoutExpired:
+            return False
+
+
+def make_host(mode: str, job: Job) -> Host:
+    """The host of that name (one of :data:`DELIVERY_MODES`)."""
+    hosts: dict[str, Callable[[Job], Host]] = {
+        "auto": MovingHost,
+        "thread": ThreadHost,
+        "process": ProcessHost,
+        "offline": OfflineHost,
+    }
+    return hosts[mode](job)

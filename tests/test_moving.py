@@ -1,0 +1,357 @@
+"""Delivery that moves from a thread of the trainer to a process of its own, and back."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import wait_until
+from mlflow_reading import assert_exactly_once, only_run
+from warm_python import WarmPython
+
+from lightning_loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
+from lightning_loggers.delivery import moving
+from lightning_loggers.delivery.discover import find_runs
+from lightning_loggers.delivery.moving import Allowance, MovingHost
+
+Make = Callable[..., MLFlowLogger]
+
+
+@pytest.fixture
+def make(tmp_path: Path, mlflow_sqlite: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Makes a logger whose thread may compute nothing: it moves as soon as it can."""
+    monkeypatch.setattr(moving, "SHARE", 0.0)
+    monkeypatch.setattr(moving, "AT_ONCE_S", 0.0)
+    made: list[MLFlowLogger] = []
+
+    def make(**given: Any) -> MLFlowLogger:
+        made.append(MLFlowLogger("e", tracking_uri=mlflow_sqlite, save_dir=tmp_path / "runs", **given))
+        return made[-1]
+
+    yield make
+    for logger in made:
+        logger.close()
+        if logger._host is not None:
+            child = child_of(logger)._child
+            wait_until(lambda child=child: child is None or not child.working(), 60, "the end of the child")
+
+
+class Steady:
+    """Logs ``loss`` step by step."""
+
+    def __init__(self, logger: MLFlowLogger) -> None:
+        self.logger = logger
+        self.step = 0
+
+    def log(self, number: int) -> None:
+        """Log so many more."""
+        for _ in range(number):
+            self.logger.log_metrics({"loss": self.step * 0.5}, self.step)
+            self.step += 1
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Log until something has come true."""
+
+        def holds() -> bool:
+            self.log(5)
+            return condition()
+
+        wait_until(holds, 60, what)
+
+    def until_moved(self) -> None:
+        """Log until a process delivers."""
+        self.until(lambda: child_of(self.logger).moved, "the move")
+
+    def assert_delivered(self, uri: str, status: str = "FINISHED") -> None:
+        """All of it is at the tracker, once."""
+        run = only_run(uri, "e")
+        assert run.info.status == status
+        assert_exactly_once(uri, run.info.run_id, "loss", [(step, step * 0.5) for step in range(self.step)])
+
+
+def child_of(logger: MLFlowLogger) -> MovingHost:
+    """The host, which knows the child."""
+    assert isinstance(logger._host, MovingHost)
+    return logger._host
+
+
+def pid_of(logger: MLFlowLogger) -> int:
+    """The process that delivers."""
+    child = child_of(logger)._child
+    assert child is not None
+    wait_until(lambda: child._child is not None, 30, "its start")
+    assert child._child is not None
+    return child._child.pid
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process, that is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# ---------------------------------------------------------------------- when
+
+
+def test_what_a_thread_may_compute() -> None:
+    """A share of the time for good, and a sum at once that fills up again."""
+    now = 0.0
+    allowance = Allowance(0.02, 0.25, clock=lambda: now)
+    assert allowance.pays_for(0.2)
+    assert not allowance.pays_for(0.1)
+    for _ in range(100):
+        now += 1.0
+        assert allowance.pays_for(0.02 - 1e-9)
+    assert not allowance.pays_for(0.03)
+    now += 1000.0
+    assert allowance.pays_for(0.25)
+    assert not allowance.pays_for(0.01), "no more is saved than may be spent at once"
+
+
+def test_a_light_delivery_stays(mlflow_sqlite: str, tmp_path: Path) -> None:
+    """What costs less than the allowance is delivered by the thread, with the defaults."""
+    logger = MLFlowLogger("e", tracking_uri=mlflow_sqlite, save_dir=tmp_path / "runs")
+    steady = Steady(logger)
+    logger.log_metrics({"other": 1.0}, 0)
+    logger.wait_for_run(60)
+    for _ in range(5):
+        steady.log(20)
+        time.sleep(0.2)
+    logger.finalize("success")
+    assert not child_of(logger).moved
+    assert child_of(logger)._child is None
+    logger.close()
+    steady.assert_delivered(mlflow_sqlite)
+
+
+def test_what_a_start_costs_is_not_counted(make: Make, mlflow_sqlite: str) -> None:
+    """A run that is only begun and ended imports the SDK once, and starts no process."""
+    logger = make()
+    steady = Steady(logger)
+    steady.log(1)
+    logger.finalize("success")
+    assert child_of(logger)._child is None
+    steady.assert_delivered(mlflow_sqlite)
+
+
+@pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger])
+def test_other_trackers_stay_in_the_thread(tmp_path: Path, kind: Any) -> None:
+    """``delivery="auto"`` is a thread where the tracker's adapter does not say that it may move."""
+    logger = kind(tmp_path)
+    logger.log_metrics({"loss": 1.0}, 0)
+    assert not isinstance(logger._host, MovingHost)
+    logger.close()
+
+
+# ---------------------------------------------------------------------- moving
+
+
+def test_a_heavy_delivery_moves(make: Make, mlflow_sqlite: str) -> None:
+    """Records logged before, during and after the move are all there, once; the process ends with the logger."""
+    logger = make()
+    steady = Steady(logger)
+    steady.until_moved()
+    steady.log(500)
+    pid = pid_of(logger)
+    logger.finalize("success")
+    assert is_alive(pid)
+    assert logger.stats.pending == 0
+    assert logger.stats.delivered == steady.step
+    logger.close()
+    wait_until(lambda: not is_alive(pid), 60, "the end of the process")
+    steady.assert_delivered(mlflow_sqlite)
+
+
+def test_the_defaults_move_a_backlog(mlflow_sqlite: str, tmp_path: Path) -> None:
+    """Tens of thousands of points for a database file are more than the thread may compute."""
+    logger = MLFlowLogger("e", tracking_uri=mlflow_sqlite, save_dir=tmp_path / "runs")
+    for step in range(2_000):
+        logger.log_metrics({f"m{i}": float(step) for i in range(10)}, step)
+    wait_until(lambda: child_of(logger)._child is not None, 60, "the process")
+    logger.close()
+
+
+def test_nothing_moves_while_somebody_waits(make: Make, mlflow_sqlite: str) -> None:
+    """``finalize`` is not held up by a move: the thread that delivers goes on."""
+    logger = make()
+    steady = Steady(logger)
+    steady.until(lambda: child_of(logger)._child is not None, "the process")
+    host = child_of(logger)
+    host.hasten(60)
+    child = host._child
+    assert child is not None
+    wait_until(child.is_ready, 60, "the process to be ready")
+    steady.log(100)
+    wait_until(lambda: logger.stats.pending == 0, 60, "delivery")
+    assert not host.moved
+    host.relax()
+    steady.until_moved()
+    logger.close()
+    steady.assert_delivered(mlflow_sqlite)
+
+
+def test_closing_before_the_process_is_ready(make: Make, mlflow_sqlite: str) -> None:
+    """The thread delivers the rest, and the process ends by itself without touching the run."""
+    logger = make()
+    steady = Steady(logger)
+    steady.until(lambda: child_of(logger)._child is not None, "the process")
+    pid = pid_of(logger)
+    logger.close()
+    steady.assert_delivered(mlflow_sqlite)
+    wait_until(lambda: not is_alive(pid), 60, "the end of the process")
+    steady.assert_delivered(mlflow_sqlite)
+
+
+def test_logging_after_close_begins_anew(make: Make, mlflow_sqlite: str) -> None:
+    """Closed and opened again, the run goes on; the earlier process is not in its way."""
+    logger = make()
+    steady = Steady(logger)
+    steady.until_moved()
+    logger.close()
+    steady.log(50)
+    logger.finalize("success")
+    assert logger.stats.pending == 0
+    logger.close()
+    steady.assert_delivered(mlflow_sqlite)
+
+
+def test_what_the_process_has_to_tell_is_told_here(
+    make: Make, mlflow_sqlite: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A name that MLflow does not take is told in the trainer, once, though another process found out."""
+    logger = make()
+    steady = Steady(logger)
+    steady.until_moved()
+    with caplog.at_level(logging.INFO, "lightning_loggers"):
+        for step in range(3):
+            logger.log_metrics({"hit@5": 1.0}, step)
+        logger.finalize("success")
+        wait_until(lambda: "hit@5" in caplog.text, 30, "the notice")
+    logger.close()
+    assert [record.getMessage() for record in caplog.records if "hit@5" in record.getMessage()] == [
+        "mlflow does not take the name 'hit@5': it is shown as 'hit_5'."
+    ]
+
+
+# ---------------------------------------------------------------------- and back
+
+
+def test_a_killed_process_is_replaced_by_the_thread(
+    make: Make, mlflow_sqlite: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Delivery goes on in the trainer, which is told once, and does not move again."""
+    logger = make()
+    steady = Steady(logger)
+    steady.until_moved()
+    os.kill(pid_of(logger), signal.SIGKILL)
+    steady.until(lambda: not child_of(logger).moved, "the thread")
+    steady.log(200)
+    logger.finalize("success")
+    assert logger.stats.pending == 0
+    assert child_of(logger)._child is None
+    logger.close()
+    steady.assert_delivered(mlflow_sqlite)
+    assert caplog.text.count("has ended by itself") == 1
+
+
+def test_a_process_that_cannot_start(
+    make: Make, mlflow_sqlite: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The thread goes on as if nothing had been tried; the user is told once."""
+    logger = make()
+    steady = Steady(logger)
+    steady.log(1)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    steady.until(lambda: "has ended by itself" in caplog.text, "the notice")
+    steady.log(200)
+    logger.finalize("success")
+    logger.close()
+    steady.assert_delivered(mlflow_sqlite)
+    assert caplog.text.count("has ended by itself") == 1
+
+
+def test_an_idle_process_ends(make: Make, mlflow_sqlite: str, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """When nothing comes the process ends, the thread delivers what comes later, and may move again."""
+    monkeypatch.setattr(moving, "IDLE_S", 0.5)
+    logger = make()
+    steady = Steady(logger)
+    steady.until_moved()
+    first = pid_of(logger)
+    wait_until(lambda: not child_of(logger).moved, 60, "the thread")
+    assert not is_alive(first)
+    monkeypatch.setattr(moving, "IDLE_S", 60.0)
+    steady.until_moved()
+    assert pid_of(logger) != first
+    logger.close()
+    steady.assert_delivered(mlflow_sqlite)
+    assert "has ended by itself" not in caplog.text
+
+
+KILLED = """
+import os, signal, sys, time
+from lightning_loggers import MLFlowLogger
+from lightning_loggers.delivery import moving
+moving.SHARE = moving.AT_ONCE_S = 0.0
+logger = MLFlowLogger("e", tracking_uri=sys.argv[2], save_dir=sys.argv[1])
+step = 0
+while logger._host is None or not logger._host.moved:
+    logger.log_metrics({"loss": step * 0.5}, step)
+    step += 1
+    time.sleep(0.001)
+print(step, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_trainer(mlflow_sqlite: str, tmp_path: Path) -> None:
+    """The process delivers the tail, closes the run as failed and ends."""
+    with WarmPython() as python:
+        done = python.run(KILLED, tmp_path / "runs", mlflow_sqlite)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    steps = int(done.stdout)
+    wait_until(lambda: only_run(mlflow_sqlite, "e").info.status == "FAILED", 60, "the end of the run")
+    run = only_run(mlflow_sqlite, "e")
+    assert_exactly_once(mlflow_sqlite, run.info.run_id, "loss", [(step, step * 0.5) for step in range(steps)])
+    assert len(list(find_runs(tmp_path / "runs"))) == 1
+
+
+FORKED = """
+import os, sys, time
+from lightning_loggers import MLFlowLogger
+from lightning_loggers.delivery import moving
+moving.SHARE = moving.AT_ONCE_S = 0.0
+logger = MLFlowLogger("e", tracking_uri=sys.argv[2], save_dir=sys.argv[1])
+step = 0
+while logger._host is None or not logger._host.moved:
+    logger.log_metrics({"loss": step * 0.5}, step)
+    step += 1
+    time.sleep(0.001)
+child = os.fork()
+if child == 0:
+    logger.log_metrics({"child": 1.0}, 0)
+    assert not logger._host.moved
+    os._exit(0)
+os.waitpid(child, 0)
+logger.log_metrics({"loss": step * 0.5}, step)
+logger.finalize("success")
+assert logger._host.moved
+print(step + 1, flush=True)
+"""
+
+
+def test_a_fork(mlflow_sqlite: str, tmp_path: Path) -> None:
+    """A forked process does not take its parent's delivery process for its own; both processes' records arrive."""
+    with WarmPython() as python:
+        done = python.run(FORKED, tmp_path / "runs", mlflow_sqlite)
+    assert done.returncode == 0, done.stderr
+    run = only_run(mlflow_sqlite, "e")
+    steps = int(done.stdout)
+    assert_exactly_once(mlflow_sqlite, run.info.run_id, "loss", [(step, step * 0.5) for step in range(steps)])
+    wait_until(lambda: only_run(mlflow_sqlite, "e").data.metrics.get("child") == 1.0, 30, "the child's record")
