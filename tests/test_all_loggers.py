@@ -117,8 +117,7 @@ def test_common_parameters_are_there(name: str) -> None:
     for common in ("delivery", "finalize_timeout_s", "agg_key_funcs", "agg_default_func"):
         assert parameters[common].kind is inspect.Parameter.KEYWORD_ONLY
     assert parameters["finalize_timeout_s"].default == 30.0
-    in_process = name in {"ConsoleLogger", "InMemoryLogger"}
-    assert parameters["delivery"].default == ("thread" if in_process else "auto")
+    assert parameters["delivery"].default == "auto"
 
 
 @every_logger

@@ -277,6 +277,26 @@ def test_a_process_that_cannot_start(
     assert caplog.text.count("has ended by itself") == 1
 
 
+def test_no_more_files_may_be_open(make: Make, mlflow_sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a pipe there is no process, and the thread delivers."""
+    tried: list[int] = []
+
+    def pipe() -> tuple[int, int]:
+        tried.append(1)
+        raise OSError(24, "Too many open files")
+
+    logger = make()
+    steady = Steady(logger)
+    monkeypatch.setattr(moving.os, "pipe", pipe)
+    steady.until(lambda: bool(tried), "the attempt")
+    monkeypatch.undo()
+    steady.log(100)
+    logger.finalize("success")
+    logger.close()
+    assert len(tried) == 1
+    steady.assert_delivered(mlflow_sqlite)
+
+
 def test_an_idle_process_ends(make: Make, mlflow_sqlite: str, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     """When nothing comes the process ends, the thread delivers what comes later, and may move again."""
     monkeypatch.setattr(moving, "IDLE_S", 0.5)

@@ -99,20 +99,23 @@ class MovingHost(ThreadHost):
     @override
     def hasten(self, seconds: float) -> None:
         super().hasten(seconds)
-        if self._moved and self._child is not None:
-            self._child.hasten(seconds)
+        child = self._child
+        if self._moved and child is not None:
+            child.hasten(seconds)
 
     @override
     def relax(self) -> None:
         super().relax()
-        if self._moved and self._child is not None:
-            self._child.relax()
+        child = self._child
+        if self._moved and child is not None:
+            child.relax()
 
     @override
     def stop(self) -> None:
         super().stop()
-        if self._child is not None:
-            self._child.stop()
+        child = self._child
+        if child is not None:
+            child.stop()
 
     @override
     def _turn(self, worker: Worker) -> Step:
@@ -121,9 +124,16 @@ class MovingHost(ThreadHost):
         if opened and not self._hurried():  # what every start costs is not what it costs to go on
             within = self._allowance.pays_for(time.thread_time() - began)
             if not within and self._may_move and self._child is None:
-                self._child = _TellingChild(self.job)
-                self._child.start()
+                self._begin_to_move()
         return step
+
+    def _begin_to_move(self) -> None:
+        try:
+            self._child = _TellingChild(self.job)
+        except OSError:  # no more files may be open
+            self._may_move = False
+        else:
+            self._child.start()
 
     @override
     def _goes_on(self, worker: Worker) -> bool:

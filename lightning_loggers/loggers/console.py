@@ -27,7 +27,7 @@ class ConsoleLogger(LoggerInProcess):
         stream: ``"stdout"`` or ``"stderr"``.
         version: The run's folder; an existing one is continued.
         prefix: Put before metric keys, followed by ``-``.
-        delivery: ``"thread"``, or ``"offline"``: journal only; ``lightning-loggers sync`` shows it.
+        delivery: ``"auto"`` or ``"thread"``, or ``"offline"``: journal only; ``lightning-loggers sync`` shows it.
         finalize_timeout_s: Longest wait at the end of a run, seconds.
         agg_key_funcs: Functions by key for :meth:`agg_and_log_metrics`.
         agg_default_func: The function for other keys; by default the mean.
@@ -52,7 +52,7 @@ class ConsoleLogger(LoggerInProcess):
         stream: Literal["stdout", "stderr"] = "stdout",
         version: str | None = None,
         prefix: str = "",
-        delivery: Literal["thread", "offline"] = "thread",
+        delivery: Literal["auto", "thread", "offline"] = "auto",
         finalize_timeout_s: float = DEFAULT_FINALIZE_TIMEOUT_S,
         agg_key_funcs: Mapping[str, Any] | None = None,
         agg_default_func: AggFunc = np.mean,

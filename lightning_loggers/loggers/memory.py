@@ -33,7 +33,7 @@ class InMemoryLogger(LoggerInProcess):
         version: The run's folder; an existing one is continued, and with the first log call what it holds is known here
             too.
         prefix: Put before metric keys, followed by ``-``.
-        delivery: ``"thread"``, or ``"offline"``: journal only, and nothing can be asked.
+        delivery: ``"auto"`` or ``"thread"``, or ``"offline"``: journal only, and nothing can be asked.
         finalize_timeout_s: Longest wait for delivery, seconds.
         agg_key_funcs: Functions by key for :meth:`agg_and_log_metrics`.
         agg_default_func: The function for other keys; by default the mean.
@@ -61,7 +61,7 @@ class InMemoryLogger(LoggerInProcess):
         *,
         version: str | None = None,
         prefix: str = "",
-        delivery: Literal["thread", "offline"] = "thread",
+        delivery: Literal["auto", "thread", "offline"] = "auto",
         finalize_timeout_s: float = DEFAULT_FINALIZE_TIMEOUT_S,
         agg_key_funcs: Mapping[str, Any] | None = None,
         agg_default_func: AggFunc = np.mean,

@@ -27,7 +27,7 @@ class LoggerInProcess(JournaledLogger):
     Args:
         save_dir: Where runs are kept; ``None`` for a temporary folder that only its owner can read. It is removed when
             the process that made it exits, unless records in it were not delivered, or the process is killed.
-        delivery: ``"thread"``, or ``"offline"``.
+        delivery: ``"auto"`` or ``"thread"``, or ``"offline"``.
         **rest: As for the base.
 
     Raises:
