@@ -8,8 +8,9 @@ from test_journal_writer import open_writer, steps_of
 
 from lightning_loggers.errors import JournalError, JournalFormatError
 from lightning_loggers.journal import Damage, read
+from lightning_loggers.journal import reader as reader_module
 from lightning_loggers.journal.layout import is_journal, list_segments, segment_path
-from lightning_loggers.journal.reader import Position, StreamReader, read_first_header
+from lightning_loggers.journal.reader import Position, StreamReader, header_before, read_first_header
 from lightning_loggers.records import FORMAT_VERSION, Header, Record, RunSpec, encode_line
 
 
@@ -170,6 +171,27 @@ def test_the_first_header_is_found_behind_damage(tmp_path: Path) -> None:
     path.write_bytes(b"".join(lines(3)))
     assert read_first_header(folder) is None
     assert read_first_header(tmp_path / "nowhere") is None
+
+
+def test_the_header_that_holds_at_a_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one before it in its segment, wherever it lies in what is read at once, and no metric of that name."""
+    folder = tmp_path
+    headers = [Header(FORMAT_VERSION, RunSpec("u", "e", str(number), "memory"), 1) for number in range(4)]
+    named = encode_line(Record(1, "metric", 1, {"lightning_loggers_journal": 1.0}))
+    encoded = [encode_line(header) for header in headers]
+    damaged = encoded[3].replace(b'"u"', b'"x"')
+    content = [encoded[0], *lines(3), named, encoded[1], named, *lines(2), b"    " + encoded[2], *lines(9), damaged]
+    segment_path(folder, "rank0", 0).write_bytes(b"".join(content))
+    ends = [sum(map(len, content[: number + 1])) for number in range(len(content))]
+    for size in (60, 200, 500, 2**20):
+        monkeypatch.setattr(reader_module, "_CHUNK_BYTES", size)
+        assert header_before(folder, "rank0", Position()) is None
+        for number, end in enumerate(ends):
+            found = header_before(folder, "rank0", Position(0, end))
+            last = max(at for at, line in enumerate(content[: number + 1]) if line.strip(b" ") in encoded)
+            assert found == headers[encoded.index(content[last].strip(b" "))], (size, number)
+    assert header_before(folder, "rank0", Position(1, 5)) is None
+    assert header_before(folder, "rank7", Position(0, 5)) is None
 
 
 def test_a_newer_header_anywhere_is_refused_with_the_cure(tmp_path: Path) -> None:

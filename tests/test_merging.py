@@ -137,6 +137,33 @@ def test_rank_that_is_far_ahead_is_waited_for_at_leisure(tmp_path: Path, monkeyp
         held.close()
 
 
+def test_another_host_goes_on_behind_the_headers_of_some_ranks(tmp_path: Path) -> None:
+    """A rank whose header another host has counted as delivered is of the same start of the job as the others.
+
+    So it is where a host ends before the last rank has begun: the tracker hangs, the trainer is killed, delivery moves.
+    """
+    run = RunSpec("u", "e", "v", "memory", ranks=RankRules((0, 1, 2), attempt=7))
+
+    def rank(number: int) -> JournalWriter:
+        writer = JournalWriter(journal_dir(tmp_path), run, rank=number, normalise_metrics=dict)
+        writer.append_metrics({"loss": float(number)}, 0)
+        return writer
+
+    writers = [rank(0), rank(1)]
+    first = Worker(tmp_path)
+    first.step()
+    first.close()
+    assert first.state is not None
+    assert set(first.state.cursors) == {"rank0", "rank1"}
+    for writer in (*writers, rank(2)):
+        writer.close()
+    second = Worker(tmp_path)
+    while second.step().kind is StepKind.PROGRESS:
+        pass
+    assert [(step, value) for _, step, value, _ in memory_of(tmp_path).points("loss")] == [(0, 1.0)]
+    second.close()
+
+
 def test_end_of_the_run_comes_last() -> None:
     """Rank 0's word on the end waits for what the others still log, as long as they live and ``wait_s`` is not over."""
     merger, streams, _ = merger_of(2, wait_s=10.0)

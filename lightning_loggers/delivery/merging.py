@@ -129,6 +129,7 @@ class RankMerger:
         *,
         live: bool,
         unread: bool = False,
+        header: Header | None = None,
     ) -> None:
         """Take what was read from a stream.
 
@@ -139,10 +140,13 @@ class RankMerger:
             now_s: The time, seconds; only differences count.
             live: Whether its writer lives.
             unread: Whether more of it is on disk.
+            header: That which holds where reading began, if another host has read it.
         """
         known = self._streams.get(stream)
         if known is None:
             known = self._streams[stream] = _Stream(stream, _rank_of(stream))
+            if header is not None and header.run.ranks is not None:
+                known.attempt = header.run.ranks.attempt
         known.read_to, known.live, known.unread = read_to, live, unread
         for entry in entries:
             line = entry.line

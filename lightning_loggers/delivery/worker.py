@@ -37,7 +37,7 @@ from lightning_loggers.journal.layout import (
     segment_path,
 )
 from lightning_loggers.journal.lock import FileLock, is_locked
-from lightning_loggers.journal.reader import Entry, Position, StreamReader, read_first_header
+from lightning_loggers.journal.reader import Entry, Position, StreamReader, header_before, read_first_header
 from lightning_loggers.notices import Notices
 from lightning_loggers.records import Header, Kind, Record, RunStatus, encode_line, is_terminal, split_nonfinite
 from lightning_loggers.secrets import has_secret, mask, secrets_of_uri
@@ -293,12 +293,15 @@ class Worker:
                 more = True
                 continue
             live = is_locked(lock_path(self.folder, stream))  # asked first: what a dead one wrote is there by now
-            position = merger.read_to(stream) or state.cursors.get(stream, Position())
+            position, header = merger.read_to(stream), None
+            if position is None:
+                position = state.cursors.get(stream, Position())
+                header = header_before(self.folder, stream, position)
             chunk = StreamReader(self.folder, stream).read(position, _LARGEST_READ_BYTES, final=not live)
             for damage in chunk.damage:
                 state.damaged += 1
                 self._tell(("damage", str(damage.path), damage.offset), f"Journal damage: {damage}")
-            merger.feed(stream, chunk.entries, chunk.end, now_s, live=live, unread=not chunk.at_end)
+            merger.feed(stream, chunk.entries, chunk.end, now_s, live=live, unread=not chunk.at_end, header=header)
             read, more = read or not chunk.at_end, more or chunk.more
         # What failed is sent again as it was: merged anew, with what has come since, it would be other points.
         self._merged = [item for item in self._merged if not item.is_behind(state.cursors)]

@@ -1,5 +1,6 @@
 """The reading half of a journal: for delivery, for the command line, and for anybody's own analysis."""
 
+import contextlib
 import logging
 import os
 import re
@@ -29,6 +30,8 @@ _MAX_DAMAGES = 100
 """In one chunk; past that, stretches that touch are reported as one."""
 
 _LINE_START = re.compile(b"|".join(re.escape(start) for start in (RECORD_START, HEADER_START)))
+_HEADER_LINE = re.compile(rb"\n *" + re.escape(HEADER_START))
+_FIRST_HEADER_LINE = re.compile(rb"(?:\A|\n) *" + re.escape(HEADER_START))
 _LINE_END = re.compile(rb',"crc":(\d{1,10})\}')
 _log = logging.getLogger("lightning_loggers")
 
@@ -313,6 +316,44 @@ def read_first_header(folder: Path, *, stream: str | None = None) -> Header | No
             if (header := _first_header_of(chunk)) is not None:
                 return header
             position = chunk.end
+    return None
+
+
+def header_before(folder: Path, stream: str, position: Position) -> Header | None:
+    """The header that holds at a position of a stream: the last one before it in its segment, which begins with one.
+
+    The segment is read backwards, to that header and no further.
+
+    Returns:
+        The header, or ``None`` if there is no whole one.
+
+    Raises:
+        JournalFormatError: If a newer version of this package wrote it.
+    """
+    path, end = segment_path(folder, stream, position.segment), position.offset
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        while end > 0 and stat.S_ISREG(os.fstat(fd).st_mode):
+            begin = max(end - _CHUNK_BYTES, 0)
+            before = min(begin, _CHUNK_BYTES)  # blanks and the newline before it
+            data = os.pread(fd, end - begin + before + len(HEADER_START), begin - before)
+            found = _HEADER_LINE if begin else _FIRST_HEADER_LINE
+            for start in reversed([match.end() - len(HEADER_START) for match in found.finditer(data)]):
+                if begin - before + start >= position.offset:
+                    continue
+                line = data[start:].partition(b"\n")[0]
+                if start + len(line) == len(data):  # it goes on
+                    line = os.pread(fd, MAX_LINE_BYTES, begin - before + start).partition(b"\n")[0]
+                with contextlib.suppress(DamagedLineError):
+                    header = _checked(decode_line(line), path)
+                    if isinstance(header, Header):
+                        return header
+            end = begin
+    finally:
+        os.close(fd)
     return None
 
 
