@@ -14,7 +14,8 @@ from conftest import wait_until
 from mlflow_reading import assert_exactly_once, only_run
 from warm_python import WarmPython
 
-from lightning_loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
+from lightning_loggers import CSVLogger, LogPolicy, MLFlowLogger, TensorBoardLogger
+from lightning_loggers.adapters.base import Fault, FaultKind
 from lightning_loggers.delivery import moving
 from lightning_loggers.delivery.discover import find_runs
 from lightning_loggers.delivery.moving import Allowance, MovingHost
@@ -138,6 +139,51 @@ def test_what_a_start_costs_is_not_counted(make: Make, mlflow_sqlite: str) -> No
     steady.log(1)
     logger.finalize("success")
     assert child_of(logger)._child is None
+    steady.assert_delivered(mlflow_sqlite)
+
+
+def test_a_run_of_several_ranks_stays(make: Make) -> None:
+    """Which ranks were late for which step is known to the worker that merged them."""
+    logger = make(policy=LogPolicy(log_on_workers=-1))
+    for step in range(200):
+        logger.log_metrics({"loss": 1.0}, step)
+    logger.wait_for_run(60)
+    wait_until(lambda: logger.stats.pending <= 1, 60, "delivery")  # the last step may still get more
+    host = child_of(logger)
+    assert host._worker is not None
+    assert host._worker.opened
+    assert not host._worker.may_be_handed_over
+    assert host._child is None
+
+
+def test_nothing_moves_while_the_tracker_fails(make: Make, mlflow_sqlite: str) -> None:
+    """What failed is sent again as it was, by the worker that has sent it."""
+    logger = make()
+    steady = Steady(logger)
+    steady.until(lambda: child_of(logger)._child is not None, "the process")
+    host = child_of(logger)
+    worker, child = host._worker, host._child
+    assert worker is not None
+    assert child is not None
+    fault = Fault(FaultKind.TRANSIENT, "away")
+
+    class Failing:
+        """In place of the worker's adapter."""
+
+        def write(self, records: object) -> Fault:
+            return fault
+
+        def close(self) -> None:
+            """Nothing."""
+
+    adapter, worker._adapter = worker._adapter, Failing()  # type: ignore[assignment]
+    steady.until(lambda: worker.last_fault is not None, "the fault")
+    wait_until(child.is_ready, 60, "the process to be ready")
+    time.sleep(0.5)
+    assert not host.moved
+    worker._adapter = adapter
+    steady.until_moved()
+    logger.close()
     steady.assert_delivered(mlflow_sqlite)
 
 

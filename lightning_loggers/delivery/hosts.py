@@ -27,6 +27,7 @@ from lightning_loggers.notices import Notices
 _DRAIN_POLL_S = 0.02
 LONGEST_WAIT_WHILE_DRAINING_S = 1.0
 _CHILD_LINGERS_S = 600.0
+_LONGEST_HURRY_S = 1e6  # finalize_timeout_s may be infinite
 
 Progress = Callable[[Mapping[str, Position]], object]
 
@@ -377,7 +378,7 @@ class ProcessHost(Host):
 
     @override
     def hasten(self, seconds: float) -> None:
-        self._tell_child(max(int(seconds), 1))
+        self._tell_child(max(int(min(seconds, _LONGEST_HURRY_S)), 1))
 
     @override
     def relax(self) -> None:

@@ -72,7 +72,7 @@ class MovingHost(ThreadHost):
 
     Guarantees:
         - Nothing stops meanwhile: the thread delivers until the child has imported the SDK, and again if it ends.
-        - While somebody waits for delivery, nothing moves.
+        - While somebody waits for delivery or a batch fails, nothing moves; nor does a run that several ranks log to.
         - What the child has to tell is told in this process, once.
         - As of :class:`~lightning_loggers.delivery.hosts.ProcessHost`, once moved: a killed trainer's tail is delivered
           and its run closed.
@@ -123,7 +123,7 @@ class MovingHost(ThreadHost):
         step = super()._turn(worker)
         if opened and not self._hurried():  # what every start costs is not what it costs to go on
             within = self._allowance.pays_for(time.thread_time() - began)
-            if not within and self._may_move and self._child is None:
+            if not within and self._may_move and self._child is None and worker.may_be_handed_over:
                 self._begin_to_move()
         return step
 
@@ -147,7 +147,7 @@ class MovingHost(ThreadHost):
         if not child.working():
             self._stay(child)
             return True
-        return not child.is_ready()
+        return not (worker.may_be_handed_over and child.is_ready())
 
     @override
     def _deliver(self, worker: Worker) -> None:

@@ -198,6 +198,15 @@ class Worker:
         """Whether the tracker's run is at hand: the SDK is imported and connected."""
         return self._opened
 
+    @property
+    def may_be_handed_over(self) -> bool:
+        """Whether another worker would go on just as this one does.
+
+        Not while a batch has failed, which is to be sent again as it was, nor where ranks are merged: which of them
+        were late is known here only.
+        """
+        return self.last_fault is None and self._merger is None
+
     def writer_alive(self) -> bool:
         """Whether a live process writes any stream of the run."""
         return writer_alive(self.folder)
