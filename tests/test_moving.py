@@ -148,8 +148,11 @@ def test_a_run_of_several_ranks_stays(make: Make) -> None:
     for step in range(200):
         logger.log_metrics({"loss": 1.0}, step)
     logger.wait_for_run(60)
-    wait_until(lambda: logger.stats.pending <= 1, 60, "delivery")  # the last step may still get more
     host = child_of(logger)
+    wait_until(lambda: not host._hurried(), 60, "nobody to wait")
+    for step in range(200, 400):
+        logger.log_metrics({"loss": 1.0}, step)
+    wait_until(lambda: logger.stats.pending <= 1, 60, "delivery")  # the last step may still get more
     assert host._worker is not None
     assert host._worker.opened
     assert not host._worker.may_be_handed_over
@@ -170,16 +173,21 @@ def test_nothing_moves_while_the_tracker_fails(make: Make, mlflow_sqlite: str) -
     class Failing:
         """In place of the worker's adapter."""
 
+        asked = 0
+
         def write(self, records: object) -> Fault:
+            self.asked += 1
             return fault
 
         def close(self) -> None:
             """Nothing."""
 
-    adapter, worker._adapter = worker._adapter, Failing()  # type: ignore[assignment]
+    adapter, failing = worker._adapter, Failing()
+    worker._adapter = failing  # type: ignore[assignment]
     steady.until(lambda: worker.last_fault is not None, "the fault")
     wait_until(child.is_ready, 60, "the process to be ready")
-    time.sleep(0.5)
+    before = failing.asked
+    wait_until(lambda: failing.asked >= before + 2 or host.moved, 60, "two more attempts")
     assert not host.moved
     worker._adapter = adapter
     steady.until_moved()
