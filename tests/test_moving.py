@@ -42,6 +42,13 @@ def make(tmp_path: Path, mlflow_sqlite: str, monkeypatch: pytest.MonkeyPatch) ->
             wait_until(lambda child=child: child is None or not child.working(), 60, "the end of the child")
 
 
+@pytest.fixture(scope="module")
+def python() -> Iterator[WarmPython]:
+    """Runs programs in processes of their own."""
+    with WarmPython() as python:
+        yield python
+
+
 class Steady:
     """Logs ``loss`` step by step."""
 
@@ -384,10 +391,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_killed_trainer(mlflow_sqlite: str, tmp_path: Path) -> None:
+def test_a_killed_trainer(mlflow_sqlite: str, tmp_path: Path, python: WarmPython) -> None:
     """The process delivers the tail, closes the run as failed and ends."""
-    with WarmPython() as python:
-        done = python.run(KILLED, tmp_path / "runs", mlflow_sqlite)
+    done = python.run(KILLED, tmp_path / "runs", mlflow_sqlite)
     assert done.returncode == -signal.SIGKILL, done.stderr
     steps = int(done.stdout)
     wait_until(lambda: only_run(mlflow_sqlite, "e").info.status == "FAILED", 60, "the end of the run")
@@ -420,10 +426,9 @@ print(step + 1, flush=True)
 """
 
 
-def test_a_fork(mlflow_sqlite: str, tmp_path: Path) -> None:
+def test_a_fork(mlflow_sqlite: str, tmp_path: Path, python: WarmPython) -> None:
     """A forked process does not take its parent's delivery process for its own; both processes' records arrive."""
-    with WarmPython() as python:
-        done = python.run(FORKED, tmp_path / "runs", mlflow_sqlite)
+    done = python.run(FORKED, tmp_path / "runs", mlflow_sqlite)
     assert done.returncode == 0, done.stderr
     run = only_run(mlflow_sqlite, "e")
     steps = int(done.stdout)
