@@ -19,6 +19,9 @@ from lightning_loggers.adapters.base import Fault, FaultKind
 from lightning_loggers.delivery import moving
 from lightning_loggers.delivery.discover import find_runs
 from lightning_loggers.delivery.moving import Allowance, MovingHost
+from lightning_loggers.delivery.state import StateFile
+from lightning_loggers.delivery.worker import pending_of
+from lightning_loggers.journal.layout import journal_dir
 
 Make = Callable[..., MLFlowLogger]
 
@@ -103,6 +106,12 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def is_delivered(run_dir: Path) -> bool:
+    """Whether nothing of a run is pending."""
+    state = StateFile(journal_dir(run_dir), "mlflow").load("mlflow")
+    return pending_of(run_dir, state)[0] == 0
 
 
 # ---------------------------------------------------------------------- when
@@ -237,6 +246,24 @@ def test_the_defaults_move_a_backlog(mlflow_sqlite: str, tmp_path: Path) -> None
         logger.log_metrics({f"m{i}": float(step) for i in range(10)}, step)
     wait_until(lambda: child_of(logger)._child is not None, 60, "the process")
     logger.close()
+
+
+def test_what_leftovers_cost_is_counted(mlflow_sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier run's backlog moves to a process, which delivers it, though the run itself logs next to nothing."""
+    monkeypatch.setattr(moving, "SHARE", 1.0)
+    monkeypatch.setattr(moving, "AT_ONCE_S", 0.05)
+    earlier = MLFlowLogger("earlier", tracking_uri=mlflow_sqlite, save_dir=tmp_path / "runs", delivery="offline")
+    for step in range(3_000):
+        earlier.log_metrics({f"m{i}": float(step) for i in range(10)}, step)
+    earlier.close()
+    logger = MLFlowLogger("e", tracking_uri=mlflow_sqlite, save_dir=tmp_path / "runs")
+    logger.log_metrics({"loss": 1.0}, 0)
+    wait_until(lambda: child_of(logger).moved, 60, "the move")
+    wait_until(lambda: is_delivered(Path(earlier.log_dir or "")), 60, "the leftover")
+    assert child_of(logger).moved
+    logger.close()
+    run = only_run(mlflow_sqlite, "earlier")
+    assert_exactly_once(mlflow_sqlite, run.info.run_id, "m3", [(step, float(step)) for step in range(3_000)])
 
 
 def test_nothing_moves_while_somebody_waits(make: Make, mlflow_sqlite: str) -> None:
@@ -375,7 +402,7 @@ def test_an_idle_process_ends(make: Make, mlflow_sqlite: str, monkeypatch: pytes
     assert "has ended by itself" not in caplog.text
 
 
-KILLED = """
+MOVED = """
 import os, signal, sys, time
 from lightning_loggers import MLFlowLogger
 from lightning_loggers.delivery import moving
@@ -386,6 +413,9 @@ while logger._host is None or not logger._host.moved:
     logger.log_metrics({"loss": step * 0.5}, step)
     step += 1
     time.sleep(0.001)
+"""
+
+KILLED = """
 print(step, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -393,7 +423,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_killed_trainer(mlflow_sqlite: str, tmp_path: Path, python: WarmPython) -> None:
     """The process delivers the tail, closes the run as failed and ends."""
-    done = python.run(KILLED, tmp_path / "runs", mlflow_sqlite)
+    done = python.run(MOVED + KILLED, tmp_path / "runs", mlflow_sqlite)
     assert done.returncode == -signal.SIGKILL, done.stderr
     steps = int(done.stdout)
     wait_until(lambda: only_run(mlflow_sqlite, "e").info.status == "FAILED", 60, "the end of the run")
@@ -403,16 +433,6 @@ def test_a_killed_trainer(mlflow_sqlite: str, tmp_path: Path, python: WarmPython
 
 
 FORKED = """
-import os, sys, time
-from lightning_loggers import MLFlowLogger
-from lightning_loggers.delivery import moving
-moving.SHARE = moving.AT_ONCE_S = 0.0
-logger = MLFlowLogger("e", tracking_uri=sys.argv[2], save_dir=sys.argv[1])
-step = 0
-while logger._host is None or not logger._host.moved:
-    logger.log_metrics({"loss": step * 0.5}, step)
-    step += 1
-    time.sleep(0.001)
 child = os.fork()
 if child == 0:
     logger.log_metrics({"child": 1.0}, 0)
@@ -428,7 +448,7 @@ print(step + 1, flush=True)
 
 def test_a_fork(mlflow_sqlite: str, tmp_path: Path, python: WarmPython) -> None:
     """A forked process does not take its parent's delivery process for its own; both processes' records arrive."""
-    done = python.run(FORKED, tmp_path / "runs", mlflow_sqlite)
+    done = python.run(MOVED + FORKED, tmp_path / "runs", mlflow_sqlite)
     assert done.returncode == 0, done.stderr
     run = only_run(mlflow_sqlite, "e")
     steps = int(done.stdout)

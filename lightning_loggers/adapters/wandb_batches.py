@@ -60,7 +60,7 @@ class _Batch:
         self._measure: Callable[[float], object] | None = interface._record_client_encode
         self._waiting: list[Any] = []
         self._closed = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: a signal handler may log to the run while its own thread does
 
     def publish(self, record: Any, *, nowait: bool = False) -> None:
         """In place of the interface's method."""

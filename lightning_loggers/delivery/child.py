@@ -40,11 +40,12 @@ def _listen(wakes: "SimpleQueue[str]") -> None:
 
 
 class _Telling(logging.Handler):
-    """Hands notices to the trainer, which may be gone."""
+    """Hands notices to the trainer, which may be gone, or not listening: then they are in the log only."""
 
     def __init__(self, says: int) -> None:
         super().__init__(logging.INFO)
         self._says = says
+        os.set_blocking(says, False)
 
     @override
     def emit(self, record: logging.LogRecord) -> None:

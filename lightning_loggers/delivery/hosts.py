@@ -1,6 +1,7 @@
 """Where the delivery loop runs while training does: a thread, a child process, or nowhere (offline)."""
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -252,24 +253,23 @@ class ThreadHost(Host):
         """Deliver as long as this thread is to."""
         leftovers = self._leftovers()
         while self._goes_on(worker):
-            step = self._turn(worker)
+            step = self._turn(worker, worker.step)
             hurried = self._hurried()
             if step.kind is StepKind.PROGRESS and (hurried or not step.wait_s):
                 continue
             wait_s = step.wait_s
             if step.kind in {StepKind.IDLE, StepKind.PROGRESS} and leftovers and not hurried:
                 other = leftovers[0]
-                with _short_turns:
-                    done = _step_leftover(other)
+                done = self._turn(other, functools.partial(_step_leftover, other))
                 if done.kind is StepKind.PROGRESS:
                     wait_s = 0.0
                 else:
                     other.close()
                     leftovers.pop(0)
             self._wait(worker, step, wait_s)
-        worker.close()
-        for other in leftovers:
+        for other in leftovers:  # first: whoever finds the run free goes on with them
             other.close()
+        worker.close()
 
     def _goes_on(self, worker: Worker) -> bool:
         return not worker.stopping.is_set()
@@ -277,9 +277,10 @@ class ThreadHost(Host):
     def _hurried(self) -> bool:
         return time.monotonic() < self._hurried_until
 
-    def _turn(self, worker: Worker) -> Step:
+    def _turn(self, worker: Worker, take_step: Callable[[], Step]) -> Step:
+        """Have a worker, of the run or of a leftover, take one step."""
         with _short_turns:
-            return worker.step()
+            return take_step()
 
     def _wait(self, worker: Worker, step: Step, wait_s: float) -> None:
         fault = worker.last_fault

@@ -118,12 +118,12 @@ class MovingHost(ThreadHost):
             child.stop()
 
     @override
-    def _turn(self, worker: Worker) -> Step:
+    def _turn(self, worker: Worker, take_step: Callable[[], Step]) -> Step:
         began, opened = time.thread_time(), worker.opened
-        step = super()._turn(worker)
+        step = super()._turn(worker, take_step)
         if opened and not self._hurried():  # what every start costs is not what it costs to go on
-            within = self._allowance.pays_for(time.thread_time() - began)
-            if not within and self._may_move and self._child is None and worker.may_be_handed_over:
+            within, own = self._allowance.pays_for(time.thread_time() - began), self._worker
+            if not within and self._may_move and self._child is None and own is not None and own.may_be_handed_over:
                 self._begin_to_move()
         return step
 
