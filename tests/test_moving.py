@@ -1,4 +1,4 @@
-"""Delivery that moves from a thread of the trainer to a process of its own, and back."""
+"""Delivery by a thread of the trainer or a process of its own, and how it moves between them."""
 
 import logging
 import os
@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 from conftest import wait_until
+from mlflow import MlflowClient
 from mlflow_reading import assert_exactly_once, only_run
 from warm_python import WarmPython
 
 from lightning_loggers import CSVLogger, LogPolicy, MLFlowLogger, TensorBoardLogger
 from lightning_loggers.adapters.base import Fault, FaultKind
+from lightning_loggers.adapters.mlflow import MLflowAdapter
 from lightning_loggers.delivery import moving
 from lightning_loggers.delivery.discover import find_runs
 from lightning_loggers.delivery.moving import Allowance, MovingHost
@@ -24,6 +26,28 @@ from lightning_loggers.delivery.worker import pending_of
 from lightning_loggers.journal.layout import journal_dir
 
 Make = Callable[..., MLFlowLogger]
+
+
+@pytest.fixture(autouse=True)
+def _sdk_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are begun by the thread, where a test does not say otherwise: the process has made others before."""
+    monkeypatch.setattr(moving, "_has_begun", True)
+
+
+@pytest.fixture
+def sdk_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has not imported the SDK and makes its first run."""
+    monkeypatch.setattr(moving, "_has_begun", False)
+    monkeypatch.setattr(MLflowAdapter, "is_loaded", classmethod(lambda _cls, _options: False))
+
+
+@pytest.fixture
+def stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is begun never gets ready."""
+    program = tmp_path / "stuck"
+    program.write_text("#!/bin/sh\nexec cat\n")  # until its standard input is closed
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
 
 
 @pytest.fixture
@@ -200,7 +224,9 @@ def test_nothing_moves_while_the_tracker_fails(make: Make, mlflow_sqlite: str) -
 
     adapter, failing = worker._adapter, Failing()
     worker._adapter = failing  # type: ignore[assignment]
+    host.hasten(60)  # the thread waits for the process otherwise
     steady.until(lambda: worker.last_fault is not None, "the fault")
+    host.relax()
     wait_until(child.is_ready, 60, "the process to be ready")
     before = failing.asked
     wait_until(lambda: failing.asked >= before + 2 or host.moved, 60, "two more attempts")
@@ -220,7 +246,143 @@ def test_other_trackers_stay_in_the_thread(tmp_path: Path, kind: Any) -> None:
     logger.close()
 
 
+# ---------------------------------------------------------------------- begun by a process
+
+FIRST_RUNS = """
+import os, sys, time
+from lightning_loggers import MLFlowLogger
+moved = []
+for run in range(2):
+    logger = MLFlowLogger("e", tracking_uri=sys.argv[2], save_dir=sys.argv[1], run_name=str(run))
+    for step in range(300):
+        logger.log_metrics({"loss": step * 0.5}, step)
+    logger.finalize("success")
+    moved.append((logger._host.moved, "mlflow" in sys.modules, logger.stats.pending))
+    logger.close()
+print(moved)
+"""
+
+
+def test_the_first_run_of_a_process_imports_no_sdk(mlflow_sqlite: str, tmp_path: Path, python: WarmPython) -> None:
+    """A process of its own imports it, also where the run is soon over; the second run is begun by the thread."""
+    done = python.run(FIRST_RUNS, tmp_path / "runs", mlflow_sqlite).ok()
+    assert done.stdout == "[(True, False, 0), (False, True, 0)]\n", done.stderr
+    runs = MlflowClient(mlflow_sqlite).search_runs(["1"])
+    assert sorted(run.info.run_name or "" for run in runs) == ["0", "1"]
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        assert_exactly_once(mlflow_sqlite, run.info.run_id, "loss", [(step, step * 0.5) for step in range(300)])
+
+
+@pytest.mark.usefixtures("sdk_is_elsewhere")
+def test_a_process_that_cannot_begin(
+    make: Make, mlflow_sqlite: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The thread delivers, and the user is told once where to look."""
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    logger = make()
+    steady = Steady(logger)
+    steady.log(100)
+    logger.finalize("success")
+    assert logger.stats.pending == 0
+    assert not child_of(logger).moved
+    logger.close()
+    steady.assert_delivered(mlflow_sqlite)
+    assert caplog.text.count("has ended by itself") == 1
+
+
+@pytest.mark.usefixtures("sdk_is_elsewhere", "stuck")
+def test_a_process_that_never_gets_ready(make: Make, mlflow_sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records wait for it as long as nobody waits for them, but not for ever; then the thread delivers."""
+    monkeypatch.setattr(moving, "READY_WITHIN_HURRIED_S", 0.5)
+    logger = make()
+    steady = Steady(logger)
+    steady.log(10)
+    pid = pid_of(logger)
+    time.sleep(0.7)
+    worker = child_of(logger)._worker
+    assert worker is not None
+    assert not worker.delivers
+    logger.finalize("success")
+    assert logger.stats.pending == 0
+    steady.assert_delivered(mlflow_sqlite)
+    logger.close()
+    wait_until(lambda: not is_alive(pid), 30, "the end of the process")
+
+
+@pytest.mark.usefixtures("sdk_is_elsewhere", "stuck")
+def test_waiting_for_a_process_ends(make: Make, mlflow_sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread delivers in the end, though nobody asks."""
+    monkeypatch.setattr(moving, "READY_WITHIN_S", 0.5)
+    logger = make()
+    steady = Steady(logger)
+    steady.log(10)
+    wait_until(lambda: logger.stats.pending == 0, 60, "delivery")
+    logger.close()
+    steady.assert_delivered(mlflow_sqlite)
+
+
+@pytest.mark.usefixtures("sdk_is_elsewhere", "stuck")
+def test_ranks_that_could_not_wait_for_a_process(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the thread merges ranks it goes on, and the process is let go."""
+    monkeypatch.setattr(moving, "READY_WITHIN_S", 0.5)
+    logger = make(policy=LogPolicy(log_on_workers=-1))
+    logger.log_metrics({"loss": 1.0}, 0)
+    pid = pid_of(logger)
+    wait_until(lambda: not is_alive(pid), 30, "the end of the process")
+    assert child_of(logger)._child is None
+    logger.finalize("success")
+    assert logger.stats.pending == 0
+
+
+@pytest.mark.usefixtures("sdk_is_elsewhere")
+def test_a_frozen_program_starts_no_process(make: Make, mlflow_sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its executable is the program itself."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    logger = make()
+    steady = Steady(logger)
+    steady.log(300)
+    logger.finalize("success")
+    assert child_of(logger)._child is None
+    logger.close()
+    steady.assert_delivered(mlflow_sqlite)
+
+
+def test_modules_of_the_working_folder_are_not_taken(
+    mlflow_sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process finds what the trainer finds; the trainer's program lies elsewhere."""
+    (tmp_path / "mlflow.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.chdir(tmp_path)
+    logger = MLFlowLogger("e", tracking_uri=mlflow_sqlite, save_dir=tmp_path / "runs", delivery="process")
+    steady = Steady(logger)
+    steady.log(10)
+    logger.finalize("success")
+    assert logger.stats.pending == 0
+    logger.close()
+    steady.assert_delivered(mlflow_sqlite)
+
+
 # ---------------------------------------------------------------------- moving
+
+
+@pytest.mark.usefixtures("stuck")
+def test_the_thread_stops_where_it_may_compute_no_more(make: Make, mlflow_sqlite: str) -> None:
+    """It does not go on computing until the process is ready, but does when somebody waits."""
+    logger = make()
+    steady = Steady(logger)
+    steady.until(lambda: child_of(logger)._child is not None, "the process")
+    steady.log(100)
+    time.sleep(0.3)  # what was under way
+    pending = logger.stats.pending
+    steady.log(100)
+    time.sleep(2.5)
+    assert logger.stats.pending == pending + 100
+    logger.finalize("success")
+    assert logger.stats.pending == 0
+    logger.close()
+    steady.assert_delivered(mlflow_sqlite)
 
 
 def test_a_heavy_delivery_moves(make: Make, mlflow_sqlite: str) -> None:
@@ -386,12 +548,16 @@ def test_no_more_files_may_be_open(make: Make, mlflow_sqlite: str, monkeypatch: 
 
 
 def test_an_idle_process_ends(make: Make, mlflow_sqlite: str, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    """When nothing comes the process ends, the thread delivers what comes later, and may move again."""
+    """After the run's end the process ends; the thread delivers what comes later all the same, and may move again."""
     monkeypatch.setattr(moving, "IDLE_S", 0.5)
     logger = make()
     steady = Steady(logger)
     steady.until_moved()
     first = pid_of(logger)
+    wait_until(lambda: logger.stats.pending == 0, 60, "delivery")
+    time.sleep(2.0)
+    assert child_of(logger).moved, "the run goes on"
+    logger.finalize("success")
     wait_until(lambda: not child_of(logger).moved, 60, "the thread")
     assert not is_alive(first)
     monkeypatch.setattr(moving, "IDLE_S", 60.0)
@@ -426,7 +592,8 @@ def test_a_killed_trainer(mlflow_sqlite: str, tmp_path: Path, python: WarmPython
     done = python.run(MOVED + KILLED, tmp_path / "runs", mlflow_sqlite)
     assert done.returncode == -signal.SIGKILL, done.stderr
     steps = int(done.stdout)
-    wait_until(lambda: only_run(mlflow_sqlite, "e").info.status == "FAILED", 60, "the end of the run")
+    client = MlflowClient(mlflow_sqlite)
+    wait_until(lambda: [r.info.status for r in client.search_runs(["1"])] == ["FAILED"], 60, "the end of the run")
     run = only_run(mlflow_sqlite, "e")
     assert_exactly_once(mlflow_sqlite, run.info.run_id, "loss", [(step, step * 0.5) for step in range(steps)])
     assert len(list(find_runs(tmp_path / "runs"))) == 1

@@ -198,6 +198,11 @@ class Adapter(ABC):
     def load(cls, options: Mapping[str, Any]) -> None:
         """Import what :meth:`open` will need, so that it takes little time; for an adapter that :attr:`may_move`."""
 
+    @classmethod
+    def is_loaded(cls, options: Mapping[str, Any]) -> bool:
+        """Whether :meth:`load` would have nothing to do."""
+        return True
+
     @staticmethod
     @abstractmethod
     def fit_key(key: str) -> str:

@@ -6,6 +6,7 @@ batch that is sent twice is shown once, so delivery at least once is delivery ex
 
 import contextlib
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import logging
@@ -13,6 +14,7 @@ import math
 import os
 import posixpath
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -162,11 +164,13 @@ class MLflowAdapter(Adapter):
     @classmethod
     @override
     def load(cls, options: Mapping[str, Any]) -> None:
-        import mlflow.store.tracking.rest_store
-        import mlflow.tracking
+        for name in _modules(options):
+            importlib.import_module(name)
 
-        if urlsplit(str(options.get("tracking_uri") or "")).scheme not in {"http", "https"}:
-            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - seconds
+    @classmethod
+    @override
+    def is_loaded(cls, options: Mapping[str, Any]) -> bool:
+        return all(name in sys.modules for name in _modules(options))
 
     @classmethod
     @override
@@ -481,6 +485,14 @@ class MLflowAdapter(Adapter):
 
 class _DeletedExperimentError(Exception):
     """The experiment is in the bin; only a person can say whether it comes back."""
+
+
+def _modules(options: Mapping[str, Any]) -> list[str]:
+    """What takes seconds to import before a run can be opened."""
+    names = ["mlflow.tracking", "mlflow.store.tracking.rest_store"]
+    if urlsplit(str(options.get("tracking_uri") or "")).scheme not in {"http", "https"}:
+        names.append("mlflow.store.tracking.sqlalchemy_store")
+    return names
 
 
 def _artifact_path(path: str) -> str:

@@ -1,13 +1,13 @@
-"""The delivery process: ``python -m lightning_loggers.delivery.child``, started by ``delivery="process"``.
+"""The delivery process: ``python -m lightning_loggers.delivery.child``, or :func:`main` of it.
 
 Its order comes as one line of JSON on standard input; a further line wakes it and says for how many seconds somebody
 waits; the end of standard input says that the
 trainer has closed its logger or is dead. It then delivers what is left and closes the run, and gives up only after it
 has made no progress for ``linger_s``: what is left then is a leftover for the next run or for ``sync``.
 
-A trainer whose own thread delivers until this process is ready gives ``says``, a descriptor: an empty line on it says
-that the SDK is imported, and each further line is a notice, as JSON. It also gives ``idle_s``, after which a process
-that finds nothing to deliver ends.
+A trainer whose own thread may deliver gives ``says``, a descriptor: an empty line on it says that the SDK is imported,
+and each further line is a notice, as JSON. It also gives ``idle_s``, after which a process that finds nothing to
+deliver ends, unless the run goes on.
 """
 
 import json
@@ -101,7 +101,7 @@ def main() -> int:
         quiet_s = time.monotonic() - progress_at
         if ended and quiet_s > order["linger_s"]:
             break
-        if idle_s is not None and step.kind is StepKind.IDLE and quiet_s > idle_s and not leftovers:
+        if idle_s is not None and step.kind is StepKind.IDLE and quiet_s > idle_s and not leftovers and worker.ended:
             break
         wait_s = min(step.wait_s, LONGEST_WAIT_WHILE_DRAINING_S) if hurried else step.wait_s
         if step.kind in {StepKind.IDLE, StepKind.PROGRESS} and leftovers:

@@ -323,6 +323,11 @@ def _step_leftover(worker: Worker) -> Step:
 
 _children: list["subprocess.Popen[bytes]"] = []
 
+_BEGIN_CHILD = (
+    "import sys; sys.path[:] = sys.argv[1:]; from lightning_loggers.delivery.child import main; sys.exit(main())"
+)
+"""With ``-m`` modules would be looked for in the working folder first, where the trainer need not find its own."""
+
 
 class ProcessHost(Host):
     """A child process in a session of its own: it outlives a killed trainer, delivers its tail and closes the run."""
@@ -344,8 +349,7 @@ class ProcessHost(Host):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with self.log_file(self.job).open("ab") as log:
-                command = [sys.executable, "-m", "lightning_loggers.delivery.child"]
-                self._child = self._popen(command, stdout=log, stderr=log)
+                self._child = self._popen([sys.executable, "-c", _BEGIN_CHILD, *sys.path], stdout=log, stderr=log)
             _children.append(self._child)
             assert self._child.stdin is not None
             order = msgspec.json.encode(self._order())

@@ -1,23 +1,29 @@
-"""Delivery that begins in a thread, and goes on in a process where the thread takes too much of training's time.
+"""Delivery by a thread or a process of its own, whichever takes less of training's time.
 
-A thread computes with the interpreter that training needs; most trackers' SDKs take one part in a hundred of it, and a
-database layer in Python may take ten. What the delivery thread computes is measured, and paid from an allowance. Once
-that is used up, a child process imports the SDK while the thread goes on; when the child is ready, the thread lets go
-of the run and the child takes it: whoever holds the run's lock delivers, from cursors that are on disk. The thread
-waits for what the child has to tell, and delivers again if it ends.
+A thread computes with the interpreter that training needs. To import a large SDK there makes the first seconds of a
+training last twice as long; so where the SDK is not imported yet, a child process imports it, and delivers. A process
+that has it already, as one that makes many runs, delivers by its thread. Most SDKs take one part in a hundred of the
+interpreter then, and a database layer in Python may take ten: what the thread computes is measured, and paid from an
+allowance. Once that is used up, the thread stops and a child process goes on.
+
+Whoever holds the run's lock delivers, from cursors that are on disk. The thread waits until the child is ready, then
+for what it has to tell, and delivers itself if the child ends.
 """
 
 import json
 import os
 import select
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from queue import Empty
 from typing import Any, get_args
 
 from typing_extensions import override
 
+from lightning_loggers.adapters.registry import adapter_class
 from lightning_loggers.delivery import Delivery
 from lightning_loggers.delivery.hosts import Host, Job, OfflineHost, ProcessHost, ThreadHost
 from lightning_loggers.delivery.worker import Step, Worker
@@ -27,15 +33,25 @@ DELIVERY_MODES: tuple[str, ...] = get_args(Delivery)
 SHARE = 0.02
 """What part of the time the thread may compute for good."""
 
-AT_ONCE_S = 0.25
-"""Processor time that it may use at once: some 3,500 points of a database file, 75,000 of a server."""
+AT_ONCE_S = 0.1
+"""Processor time that it may use at once: some 1,500 points of a database file, 30,000 of a server."""
+
+READY_WITHIN_S = 300.0
+"""How long the thread lets records wait for a child that imports the SDK."""
+
+READY_WITHIN_HURRIED_S = 20.0
+"""The same where somebody waits for their delivery."""
 
 IDLE_S = 120.0
-"""How long the child stays when nothing comes: a run that has ended keeps no process."""
+"""How long the child stays after the end of the run, which may be opened again, as by ``trainer.test``."""
 
 _ENDS_WITHIN_S = 10.0
 _LOOK_S = 5.0
+_LOOK_FOR_CHILD_S = 0.05
 _LONGEST_NOTICE_BYTES = 2**16
+
+_has_begun = False
+"""Whether a run of this process was begun by a child."""
 
 
 class Allowance:
@@ -68,11 +84,15 @@ class Allowance:
 
 
 class MovingHost(ThreadHost):
-    """A thread, or a process of its own once the thread has taken more than its allowance.
+    """A process of its own where the SDK would have to be imported here, or the thread takes more than its allowance.
+
+    The second run of a process is begun by its thread: who makes many short ones would wait for a process each time.
 
     Guarantees:
-        - Nothing stops meanwhile: the thread delivers until the child has imported the SDK, and again if it ends.
-        - While somebody waits for delivery or a batch fails, nothing moves; nor does a run that several ranks log to.
+        - What waits for the child is on disk. It waits :data:`READY_WITHIN_S` at most, then the thread delivers it, and
+          so it does if the child ends or cannot be started.
+        - Where the thread has opened the run it goes on while somebody waits for delivery or a batch fails, and always
+          where several ranks log to the run.
         - What the child has to tell is told in this process, once.
         - As of :class:`~lightning_loggers.delivery.hosts.ProcessHost`, once moved: a killed trainer's tail is delivered
           and its run closed.
@@ -83,7 +103,8 @@ class MovingHost(ThreadHost):
         self._allowance = Allowance(SHARE, AT_ONCE_S)
         self._child: _TellingChild | None = None
         self._moved = False
-        self._may_move = True
+        # A frozen program would be started again in place of an interpreter.
+        self._may_move = bool(sys.executable) and not getattr(sys, "frozen", False)
 
     @property
     def moved(self) -> bool:
@@ -135,23 +156,44 @@ class MovingHost(ThreadHost):
         else:
             self._child.start()
 
+    def _sdk_is_elsewhere(self) -> bool:
+        """Whether the run is to be begun by a child process, since nobody has imported the SDK here."""
+        global _has_begun  # noqa: PLW0603 - of the process, as its modules are
+        if _has_begun or adapter_class(self.job.tracker).is_loaded(self.job.options):
+            return False
+        _has_begun = True
+        return True
+
     @override
     def _goes_on(self, worker: Worker) -> bool:
-        child = self._child
-        if worker.stopping.is_set():
-            if child is not None:
-                child.stop()
-            return False
-        if child is None or self._hurried():
-            return True
-        if not child.working():
-            self._stay(child)
-            return True
-        return not (worker.may_be_handed_over and child.is_ready())
+        while not worker.stopping.is_set():
+            child = self._child
+            if child is None:
+                return True
+            if not child.working():
+                self._stay(child)
+                return True
+            if worker.merges:  # somebody could not wait for the child
+                self._child, self._may_move = None, False
+                child.let_go()
+                return True
+            in_use = not worker.may_be_handed_over or (worker.opened and self._hurried())
+            if child.is_ready() or in_use or child.age_s > self._child_may_take_s():
+                return in_use or not child.is_ready()
+            with suppress(Empty):
+                self._wakes.get(timeout=_LOOK_FOR_CHILD_S)
+        if self._child is not None:
+            self._child.stop()
+        return False
+
+    def _child_may_take_s(self) -> float:
+        return READY_WITHIN_HURRIED_S if self._hurried() else READY_WITHIN_S
 
     @override
     def _deliver(self, worker: Worker) -> None:
         self._child, self._moved = None, False  # those of a run that was closed meanwhile end by themselves
+        if self._may_move and self._sdk_is_elsewhere():
+            self._begin_to_move()
         while not worker.stopping.is_set():
             super()._deliver(worker)
             if not worker.stopping.is_set():
@@ -193,6 +235,12 @@ class _TellingChild(ProcessHost):
         self._hears, self._says = os.pipe()
         os.set_blocking(self._hears, False)
         self._ready = False
+        self._began_at = time.monotonic()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was begun."""
+        return time.monotonic() - self._began_at
 
     @override
     def _order(self) -> dict[str, Any]:

@@ -205,7 +205,17 @@ class Worker:
         Not while a batch has failed, which is to be sent again as it was, nor where ranks are merged: which of them
         were late is known here only.
         """
-        return self.last_fault is None and self._merger is None
+        return self.last_fault is None and not self.merges
+
+    @property
+    def ended(self) -> bool:
+        """Whether the tracker shows the run as ended."""
+        return self.state is not None and is_terminal(self.state.status)
+
+    @property
+    def merges(self) -> bool:
+        """Whether it has begun to merge what several ranks log."""
+        return self._merger is not None
 
     def writer_alive(self) -> bool:
         """Whether a live process writes any stream of the run."""
