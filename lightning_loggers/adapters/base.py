@@ -196,11 +196,14 @@ class Adapter(ABC):
 
     @classmethod
     def load(cls, options: Mapping[str, Any]) -> None:
-        """Import what :meth:`open` will need, so that it takes little time; for an adapter that :attr:`may_move`."""
+        """Import what :meth:`open` will need, if that takes long: beside training it would take several times as long.
+
+        Called in any thread, perhaps by two at once; what it raises is left to :meth:`open` to tell.
+        """
 
     @classmethod
     def is_loaded(cls, options: Mapping[str, Any]) -> bool:
-        """Whether :meth:`load` would have nothing to do."""
+        """Whether :meth:`load` would have nothing to do; for an adapter that :attr:`may_move`."""
         return True
 
     @staticmethod

@@ -126,6 +126,11 @@ class CometAdapter(Adapter):
 
     # ------------------------------------------------------------------ the run
 
+    @classmethod
+    @override
+    def load(cls, options: Mapping[str, Any]) -> None:
+        load_sdk()
+
     @override
     def open(self) -> None:
         if self._sdk is None:

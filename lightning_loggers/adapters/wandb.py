@@ -191,6 +191,13 @@ class WandbAdapter(Adapter):
 
     # ------------------------------------------------------------------ the run
 
+    @classmethod
+    @override
+    def load(cls, options: Mapping[str, Any]) -> None:
+        if options.get("mode") != "disabled":
+            import wandb
+            import wandb.sdk.launch.inputs.internal  # noqa: F401 - wandb.init() does; it takes as long again
+
     @override
     def open(self) -> None:
         if self._mode != "disabled":

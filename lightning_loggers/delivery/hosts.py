@@ -18,6 +18,7 @@ import msgspec
 from typing_extensions import override
 
 from lightning_loggers import importing
+from lightning_loggers.adapters.registry import adapter_class
 from lightning_loggers.delivery.discover import siblings
 from lightning_loggers.delivery.state import StateFile, TrackerState
 from lightning_loggers.delivery.worker import Step, StepKind, Worker
@@ -67,6 +68,9 @@ class Host(ABC):
 
     def __init__(self, job: Job) -> None:
         self.job = job
+
+    def prepare(self) -> None:
+        """Called before a training begins, before or after :meth:`start`: do what would slow it down."""
 
     @abstractmethod
     def start(self) -> None:
@@ -204,6 +208,11 @@ class ThreadHost(Host):
         self._worker: Worker | None = None
         self._hurried_until = 0.0
         self._pid = os.getpid()
+
+    @override
+    def prepare(self) -> None:
+        with contextlib.suppress(Exception):  # told when the run is opened
+            adapter_class(self.job.tracker).load(self.job.options)
 
     @override
     def start(self) -> None:

@@ -103,6 +103,7 @@ class MovingHost(ThreadHost):
         self._allowance = Allowance(SHARE, AT_ONCE_S)
         self._child: _TellingChild | None = None
         self._moved = False
+        self._begins = False
         # A frozen program would be started again in place of an interpreter.
         self._may_move = bool(sys.executable) and not getattr(sys, "frozen", False)
 
@@ -112,9 +113,18 @@ class MovingHost(ThreadHost):
         return self._moved
 
     @override
+    def prepare(self) -> None:
+        begins = self._begins if self._thread is not None else self._child_begins()
+        if not begins:
+            super().prepare()
+
+    @override
     def start(self) -> None:
+        global _has_begun  # noqa: PLW0603 - of the process, as its modules are
         if self._pid != os.getpid():  # forked: the child is the parent's
-            self._child, self._moved = None, False
+            self._child, self._moved, self._begins = None, False, False
+        if self._thread is None and self._child_begins():
+            _has_begun = self._begins = True
         super().start()
 
     @override
@@ -156,13 +166,9 @@ class MovingHost(ThreadHost):
         else:
             self._child.start()
 
-    def _sdk_is_elsewhere(self) -> bool:
+    def _child_begins(self) -> bool:
         """Whether the run is to be begun by a child process, since nobody has imported the SDK here."""
-        global _has_begun  # noqa: PLW0603 - of the process, as its modules are
-        if _has_begun or adapter_class(self.job.tracker).is_loaded(self.job.options):
-            return False
-        _has_begun = True
-        return True
+        return self._may_move and not _has_begun and not adapter_class(self.job.tracker).is_loaded(self.job.options)
 
     @override
     def _goes_on(self, worker: Worker) -> bool:
@@ -192,7 +198,7 @@ class MovingHost(ThreadHost):
     @override
     def _deliver(self, worker: Worker) -> None:
         self._child, self._moved = None, False  # those of a run that was closed meanwhile end by themselves
-        if self._may_move and self._sdk_is_elsewhere():
+        if self._begins and self._may_move:
             self._begin_to_move()
         while not worker.stopping.is_set():
             super()._deliver(worker)

@@ -350,6 +350,9 @@ class JournaledLogger(Kinds, LoggingContext, RunIdentity, LightningLoggerBase):
                 self._gate.follow_trainer(trainer)
             if getattr(trainer, "world_size", None) == 1:
                 stand_alone()
+            with contextlib.suppress(Exception):  # it is told when delivery meets it
+                if self.worker_rank == 0:
+                    (self._host or self._make_host()).prepare()
 
     @override
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
