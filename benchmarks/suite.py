@@ -225,20 +225,24 @@ def fit(report: Report, size: Size, uri: str) -> None:
     found = in_turn("fit", given, size.repeats)
     lines = []
     for name, results in found.items():
-        # A process's own median: of six fits with the logger, each beside one without.
+        # A process's own median: of its fits with the logger, each beside one without.
         ratios = {
             part: [statistics.median(on / off for off, on in r[part]) for r in results] for part in ("loop", "whole")
         }
         seconds = [on for r in results for _, on in r["loop"]]
+        others = [on / loop for r in results for (_, on), (_, loop) in zip(r["others"], r["loop"], strict=True)]
+        starts = [r["whole"][0][1] - r["whole"][0][0] for r in results]
         cells = [_spread(seconds, ".2f"), *(_spread(values, ".3f") for values in ratios.values())]
-        lines.append([name, *cells])
+        lines.append([name, *cells, _spread(others, ".2%"), _spread(starts, ".1f")])
     report.table(
         "A real training",
         f"`Trainer.fit` of the digits network, {size.epochs} epochs of 45 steps, every step logged "
         "(`log_every_n_steps=1`): seconds of the training loop, and its ratio and that of the whole `fit` (with the end, which "
         f"waits for delivery) to `logger=False`. In every process {size.turns} fits with the logger, each after one without; the ratio "
-        "is their median, and its spread that over processes.",
-        ["logger", "loop, s", "loop, ratio", "whole fit, ratio"],
+        "is their median, and its spread that over processes. Then what other threads of the process compute, of the loop's "
+        "time; and how many seconds more than the fit before it the process's first fit with the logger takes, which has the "
+        "SDK's start in it.",
+        ["logger", "loop, s", "loop, ratio", "whole fit, ratio", "other threads", "first fit, s more"],
         lines,
     )
 
