@@ -355,6 +355,21 @@ def test_a_run_goes_on_after_its_end_also_in_a_later_process(tmp_path: Path, sta
     assert (run.state, run.exit_code) == ("finished", 0)
 
 
+def test_the_packages_are_listed_once_a_process(tmp_path: Path) -> None:
+    """Not again with every fit: it takes longer than all else of a session's begin."""
+    settings = {key: value for key, value in QUIET.items() if key != "x_save_requirements"}
+    logger = WandbLogger(project="digits", save_dir=tmp_path, offline=True, settings=settings)
+    for step in range(2):
+        logger.log_metrics({"loss": 1.0}, step)
+        logger.finalize("success")
+    logger.close()
+    sessions = list(tmp_path.glob("**/offline-run-*"))
+    assert len(sessions) == 2
+    listed = list(tmp_path.glob("**/requirements.txt"))
+    assert len(listed) == 1
+    assert "wandb==" in listed[0].read_text()
+
+
 def test_rows_of_others_in_a_resumed_run_are_not_taken_for_ours(tmp_path: Path, standin: WandbStandIn) -> None:
     """Continuing a run that somebody else filled adds all of our rows to it, also by a host that has lost its notes."""
     first = make(tmp_path / "elsewhere", id="shared-id")

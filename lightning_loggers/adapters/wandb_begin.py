@@ -28,6 +28,9 @@ _RETRY_WAIT_S = 5.0
 _MANY = 1_000_000
 _ONCE = frozenset({"fork_from", "resume_from"})
 
+_listed: set[str] = set()
+"""Runs for which W&B has this process's packages: listing them again is most of what a session's begin takes."""
+
 
 def begin(context: Context, *, offline: bool, shared: bool) -> Session:
     """Begin a session of the run through the SDK, or resume it.
@@ -58,6 +61,7 @@ def begin(context: Context, *, offline: bool, shared: bool) -> Session:
         bucket = bucket_of(api, context.remote.parent, context.remote.id)
         mark = None if bucket is None else mark_of(bucket)
     run = _init(wandb, context, settings, mark, "offline" if offline else "online")
+    _listed.add(context.run.uid)
     try:
         return Session(context, run, mark, ours=True, api=api, shared=shared)
     except Exception:
@@ -91,6 +95,8 @@ def settings_of(context: Context) -> dict[str, Any]:
         fields |= dict.fromkeys(
             ("disable_git", "x_disable_stats", "x_disable_machine_info", "x_disable_meta", "disable_code"), True
         )
+        fields["x_save_requirements"] = False
+    if context.run.uid in _listed:
         fields["x_save_requirements"] = False
     return fields | dict(options.get("settings") or {})
 

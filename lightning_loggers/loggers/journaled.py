@@ -63,7 +63,8 @@ class JournaledLogger(Kinds, LoggingContext, RunIdentity, LightningLoggerBase):
         prefix: Put before every metric key, with ``LOGGER_JOIN_CHAR`` between.
         log_model: Which checkpoints the tracker keeps: ``"all"`` as they are written, ``True`` at the end, or none.
         delivery: ``"auto"`` (a thread; where its tracker allows it, a process if the SDK is not imported here or the
-            thread takes more than 2 % of the time), ``"thread"``, ``"process"`` (outlives a killed trainer) or ``"offline"`` (journal only).
+            thread takes more than 2 % of the time), ``"thread"``, ``"process"`` (outlives a killed trainer) or
+            ``"offline"`` (journal only).
         finalize_timeout_s: Longest wait for delivery at the end of a run, seconds.
         deliver_leftovers: Whether runs of dead processes in ``save_dir`` are delivered in the background.
         agg_key_funcs: As in :class:`~lightning_loggers.base.LightningLoggerBase`.

@@ -44,8 +44,8 @@ class MLFlowLogger(JournaledLogger):
         run_id: An MLflow run to continue; its journal goes to a folder of that name.
         synchronous: Accepted for compatibility and without effect: no call ever waits for MLflow.
         version: The run's folder; an existing one is continued.
-        delivery: ``"auto"`` (a process if nobody has imported MLflow in this one; otherwise a thread, and a process once
-            that has taken more than 2 % of the time), ``"thread"``, ``"process"`` (outlives a killed trainer) or
+        delivery: ``"auto"`` (a process if nobody has imported MLflow in this one; otherwise a thread, and a process
+            once that has taken more than 2 % of the time), ``"thread"``, ``"process"`` (outlives a killed trainer) or
             ``"offline"`` (the journal only, for ``lightning-loggers sync``).
         finalize_timeout_s: Longest wait for delivery at the end of a run, seconds.
         deliver_leftovers: Whether earlier runs in ``save_dir`` whose process died are delivered in the background.
