@@ -117,11 +117,16 @@ def child_of(logger: MLFlowLogger) -> MovingHost:
 
 def pid_of(logger: MLFlowLogger) -> int:
     """The process that delivers."""
-    child = child_of(logger)._child
-    assert child is not None
-    wait_until(lambda: child._child is not None, 30, "its start")
-    assert child._child is not None
-    return child._child.pid
+    host, pids = child_of(logger), list[int]()
+
+    def found() -> bool:
+        child = host._child
+        if child is not None and child._child is not None:
+            pids.append(child._child.pid)
+        return bool(pids)
+
+    wait_until(found, 30, "its start")
+    return pids[0]
 
 
 def is_alive(pid: int) -> bool:
@@ -339,6 +344,22 @@ def test_ranks_that_could_not_wait_for_a_process(make: Make, monkeypatch: pytest
     assert child_of(logger)._child is None
     logger.finalize("success")
     assert logger.stats.pending == 0
+
+
+@pytest.mark.usefixtures("sdk_is_elsewhere", "stuck")
+def test_closing_while_a_process_is_begun(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not stay behind, whichever comes first."""
+    begin = MovingHost._begin_to_move
+
+    def stop_first(host: MovingHost) -> None:
+        host.stop()
+        begin(host)
+
+    monkeypatch.setattr(MovingHost, "_begin_to_move", stop_first)
+    logger = make()
+    logger.log_metrics({"loss": 1.0}, 0)
+    pid = pid_of(logger)
+    wait_until(lambda: not is_alive(pid), 30, "the end of the process")
 
 
 @pytest.mark.usefixtures("sdk_is_elsewhere")

@@ -358,7 +358,8 @@ class ProcessHost(Host):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with self.log_file(self.job).open("ab") as log:
-                self._child = self._popen([sys.executable, "-c", _BEGIN_CHILD, *sys.path], stdout=log, stderr=log)
+                path = [entry for entry in sys.path if isinstance(entry, str)]
+                self._child = self._popen([sys.executable, "-c", _BEGIN_CHILD, *path], stdout=log, stderr=log)
             _children.append(self._child)
             assert self._child.stdin is not None
             order = msgspec.json.encode(self._order())

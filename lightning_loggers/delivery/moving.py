@@ -144,6 +144,9 @@ class MovingHost(ThreadHost):
     @override
     def stop(self) -> None:
         super().stop()
+        self._stop_child()
+
+    def _stop_child(self) -> None:
         child = self._child
         if child is not None:
             child.stop()
@@ -179,17 +182,15 @@ class MovingHost(ThreadHost):
             if not child.working():
                 self._stay(child)
                 return True
-            if worker.merges:  # somebody could not wait for the child
+            if worker.merges and worker.delivers:  # somebody could not wait for the child
                 self._child, self._may_move = None, False
                 child.let_go()
                 return True
-            in_use = not worker.may_be_handed_over or (worker.opened and self._hurried())
+            in_use = worker.delivers and (not worker.may_be_handed_over or (worker.opened and self._hurried()))
             if child.is_ready() or in_use or child.age_s > self._child_may_take_s():
                 return in_use or not child.is_ready()
             with suppress(Empty):
                 self._wakes.get(timeout=_LOOK_FOR_CHILD_S)
-        if self._child is not None:
-            self._child.stop()
         return False
 
     def _child_may_take_s(self) -> float:
@@ -204,6 +205,8 @@ class MovingHost(ThreadHost):
             super()._deliver(worker)
             if not worker.stopping.is_set():
                 self._guard(worker)
+        if self._worker is worker:  # else a child is that of the next thread
+            self._stop_child()  # it may have been begun while somebody stopped this
 
     def _guard(self, worker: Worker) -> None:
         """Let the child deliver until it ends."""
