@@ -1,6 +1,7 @@
 """Rows go to W&B's service process together: which, in what order, and in how many turns of the SDK's thread."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from conftest import wait_until
 from wandb_reading import QUIET, OfflineRun
 from wandb_running import OWN, isolated, make
 
+from lightning_loggers.adapters import wandb_batches
 from lightning_loggers.adapters.wandb_batches import MOST_TOGETHER, sent_together
 from lightning_loggers.delivery.worker import StepKind, Worker
 
@@ -110,8 +112,10 @@ def test_an_error_keeps_nothing_back(run: Any, tmp_path: Path) -> None:
     assert rows(run, tmp_path) == [{"a": 1}]
 
 
-def test_rows_of_other_threads(run: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [3, 256])
+def test_rows_of_other_threads(run: Any, tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread that logs to the run while batches begin and end loses nothing, and its rows keep their order."""
+    monkeypatch.setattr(wandb_batches, "MOST_TOGETHER", most)  # whichever thread makes them so many sends them
     ends = threading.Event()
     logged = 0
 
@@ -134,6 +138,36 @@ def test_rows_of_other_threads(run: Any, tmp_path: Path) -> None:
     found = rows(run, tmp_path)
     assert [row["ours"] for row in found if "ours" in row] == list(range(number))
     assert [row["theirs"] for row in found if "theirs" in row] == list(range(logged))
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_no_row_overtakes_those_that_another_thread_sends(run: Any, tmp_path: Path, *, ends: bool) -> None:
+    """Neither one that is logged while they are on their way nor one behind the end of the batch."""
+    interface, taken = run._interface, threading.Event()
+    assign = interface._assign
+
+    def slowly(record: Any) -> None:
+        if threading.current_thread() is thread and not taken.is_set():
+            taken.set()
+            time.sleep(0.5)
+        assign(record)
+
+    def fill() -> None:
+        for number in range(MOST_TOGETHER - 1):
+            run.log({"theirs": number})
+
+    thread = threading.Thread(target=fill)
+    interface._assign = slowly
+    with sent_together(run):
+        run.log({"ours": 0})
+        thread.start()
+        assert taken.wait(30)
+        if not ends:
+            run.log({"ours": 1})
+    run.log({"ours": 2})
+    thread.join()
+    interface._assign = assign
+    assert [row["ours"] for row in rows(run, tmp_path) if "ours" in row] == ([0, 2] if ends else [0, 1, 2])
 
 
 def test_a_thread_that_was_just_about_to_publish(run: Any, tmp_path: Path) -> None:

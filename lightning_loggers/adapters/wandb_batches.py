@@ -41,9 +41,11 @@ def sent_together(run: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        for name in ours:
-            del vars(interface)[name]
-        batch.close()
+        try:
+            batch.close()  # first: what another thread publishes next would overtake what waits
+        finally:
+            for name in ours:
+                del vars(interface)[name]
 
 
 def _is_as_known(interface: Any) -> bool:
@@ -60,21 +62,26 @@ class _Batch:
         self._measure: Callable[[float], object] | None = interface._record_client_encode
         self._waiting: list[Any] = []
         self._closed = False
-        self._lock = threading.RLock()  # reentrant: a signal handler may log to the run while its own thread does
+        # Reentrant: a signal handler may log to the run while its own thread does.
+        self._lock = threading.RLock()
+        self._sending = threading.RLock()  # held from taking rows until they are sent: later ones come behind
 
     def publish(self, record: Any, *, nowait: bool = False) -> None:
         """In place of the interface's method."""
-        if not nowait:  # that is the console's output, from any thread, also from the SDK's own
-            with self._lock:
-                if not self._closed:
-                    self._waiting.append(record)
-                    if len(self._waiting) < MOST_TOGETHER:
-                        return
-                    record = None
-        if record is None:
-            self.send()
-        else:
-            self._publish_now(record, nowait=nowait)
+        if nowait:  # that is the console's output, from any thread, also from the SDK's own
+            self._publish_now(record, nowait=True)
+            return
+        with self._lock:
+            waits = not self._closed
+            if waits:
+                self._waiting.append(record)
+                if len(self._waiting) < MOST_TOGETHER:
+                    return
+        with self._sending:
+            if waits:
+                self.send()
+            else:
+                self._publish_now(record)
 
     def measure(self, seconds: float) -> None:
         """In place of the interface's method."""
@@ -89,18 +96,22 @@ class _Batch:
 
     def close(self) -> None:
         """From here on everything goes at once."""
-        with self._lock:
-            self._closed = True
-        self.send()
+        with self._sending:
+            with self._lock:
+                self._closed = True
+            self.send()
 
     def send(self) -> None:
         """Send what waits."""
+        with self._sending:
+            with self._lock:
+                records, self._waiting = self._waiting, []
+            if records:
+                self._send(records)
+
+    def _send(self, records: list[Any]) -> None:
         from wandb.proto import wandb_server_pb2 as server
 
-        with self._lock:
-            records, self._waiting = self._waiting, []
-        if not records:
-            return
         requests = []
         for record in records:
             self._interface._assign(record)
