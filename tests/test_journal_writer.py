@@ -167,7 +167,7 @@ KEYS = st.one_of(st.text(max_size=20), st.sampled_from(["time_ns", "crc", '{"tim
 def test_numbers_survive_the_round_trip(
     tmp_path_factory: pytest.TempPathFactory, calls: list[dict[str, Any]], step: float | None
 ) -> None:
-    """Every float (NaN, infinities and -0.0 too) comes back bit by bit, ints exact in 64 bits and at least nearest beyond."""
+    """Every float (NaN, infinities and -0.0 too) comes back bit by bit, ints exact in 64 bits, or nearest."""
     folder = tmp_path_factory.mktemp("journal")
     writer = open_writer(folder)
     for metrics in calls:
