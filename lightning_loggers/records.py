@@ -308,7 +308,31 @@ def decode_line(line: bytes) -> Record | Header:
         for key, name in record.nonfinite.items():
             if name in _NONFINITE and key in record.data:
                 record.data[key] = _NONFINITE[name]
+    if record.kind == Kind.METRIC and record.data is not None and int in map(type, record.data.values()):
+        _bound(record)
     return record
+
+
+def _bound(record: Record) -> None:
+    """Mend what the log path lets through: it looks at a call's sum only, in which large integers may cancel out."""
+    data = record.data or {}
+    large = {key: bounded(value) for key, value in data.items() if type(value) is int and not -_LARGE <= value < _LARGE}
+    if large:
+        data.update(large)
+        record.nonfinite = split_nonfinite(data)
+
+
+_LARGE = 2**63
+
+
+def bounded(value: int) -> int | float:
+    """Integers beyond 64 bits as floats: no tracker and few JSON readers take them."""
+    if -_LARGE <= value < _LARGE:
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 _TERMINAL = frozenset({RunStatus.FINISHED, RunStatus.FAILED, RunStatus.INTERRUPTED})

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_loggers.records import Kind, Record
+from lightning_loggers.records import Kind, Record, bounded
 from lightning_loggers.values.lazy import is_lazy
 
 Tell = Callable[[Hashable, str], object]
@@ -133,7 +133,7 @@ def as_number(value: Any) -> int | float | None:
         return value  # type: ignore[no-any-return]
     try:
         if kind is int:
-            return _bounded(value)
+            return bounded(value)
         if isinstance(value, str):
             return float(value)
         if hasattr(value, "item"):
@@ -149,20 +149,10 @@ def _plain(value: Any) -> int | float | None:
     if isinstance(value, bool):
         return value
     if isinstance(value, int):
-        return _bounded(int(value))
+        return bounded(int(value))
     if isinstance(value, float) or (hasattr(type(value), "__float__") and not isinstance(value, complex)):
         return float(value)
     return None
-
-
-def _bounded(value: int) -> int | float:
-    """Integers beyond 64 bits as floats: no tracker and few JSON readers take them."""
-    if -(2**63) <= value < 2**63:
-        return value
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
 
 
 def safe_str(value: Any) -> str:
