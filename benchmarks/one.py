@@ -94,9 +94,10 @@ def _bare(uri: str, points: int) -> dict[str, Any]:
 
 
 def fit(row: str, epochs: int, turns: int, uri: str, folder: Path) -> dict[str, Any]:
-    """(d) Seconds of a real ``Trainer.fit``: its training loop, all of it, and of other threads' computing in the loop.
+    """(d) Seconds of a real ``Trainer.fit``: its training loop, all of it, and of the processor in the loop.
 
-    The first fit with the logger is the first of its process: it has the SDK's start in it.
+    ``turns`` fits with the logger, each between two without. The first one is the first of its process: it has the SDK's
+    start in it.
     """
     import torch
     from lightning.pytorch import Callback, Trainer, seed_everything
@@ -106,19 +107,20 @@ def fit(row: str, epochs: int, turns: int, uri: str, folder: Path) -> dict[str, 
     torch.set_num_threads(1)
 
     class Clock(Callback):
-        """Seconds between the first step and the last, and what other threads computed meanwhile."""
+        """Seconds between the first step and the last, and what all threads and others than this one computed meanwhile."""
 
-        seconds = others = 0.0
+        seconds = computed = others = 0.0
 
         def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-            self._before = time.process_time() - time.thread_time()
+            self._own, self._all = time.thread_time(), time.process_time()
             self._begun = time.perf_counter()
 
         def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
             self.seconds = time.perf_counter() - self._begun
-            self.others = time.process_time() - time.thread_time() - self._before
+            self.computed = time.process_time() - self._all
+            self.others = self.computed - (time.thread_time() - self._own)
 
-    def train(logger: Any, number: int) -> tuple[float, float, float]:
+    def train(logger: Any, number: int) -> tuple[float, float, float, float]:
         seed_everything(0, verbose=False)
         clock = Clock()
         trainer = Trainer(
@@ -128,7 +130,7 @@ def fit(row: str, epochs: int, turns: int, uri: str, folder: Path) -> dict[str, 
         )  # fmt: skip
         begun = time.perf_counter()
         trainer.fit(DigitsNet(), DigitsData())
-        return clock.seconds, time.perf_counter() - begun, clock.others
+        return clock.seconds, time.perf_counter() - begun, clock.computed, clock.others
 
     train(False, 1)
     logger: Any = False
@@ -141,8 +143,12 @@ def fit(row: str, epochs: int, turns: int, uri: str, folder: Path) -> dict[str, 
         if not hasattr(logger, "log_hyperparams"):
             logger = _as_lightnings(logger)
     # In turn within one process: machines change their speed from one minute to the next.
-    taken = [(train(False, epochs), train(logger, epochs)) for _ in range(turns)]
-    return {part: [[off[at], on[at]] for off, on in taken] for at, part in enumerate(("loop", "whole", "others"))}
+    off, on = [train(False, epochs)], []
+    for _ in range(turns):
+        on.append(train(logger, epochs))
+        off.append(train(False, epochs))
+    parts = enumerate(("loop", "whole", "computed", "others"))
+    return {part: {"off": [taken[at] for taken in off], "on": [taken[at] for taken in on]} for at, part in parts}
 
 
 def _as_lightnings(sdk: Any) -> Any:
@@ -169,9 +175,9 @@ def _as_lightnings(sdk: Any) -> Any:
 def busy(row: str, seconds: float, turns: int, uri: str, folder: Path) -> dict[str, Any]:
     """(e) How many units of pure Python work are done a second, with and without 1,000 points a second logged.
 
-    Both after a second and a half of the same: a processor that was idle begins slowly, and so does delivery. What is left
-    at the end is no part of the silence of the next turn. Besides, what part of the time the log calls took, and what part
-    of a processor's the other threads.
+    ``turns`` times with logging, each between two without, and all of them after some of the same: a processor that was
+    idle begins slowly, and so does delivery. What is left at the end is no part of the silence of the next turn. Besides,
+    what part of the time the log calls took, and what part of a processor's the other threads.
     """
     logger = BY_NAME[row].make(folder, uri)
     ours = hasattr(logger, "wait_for_run")
@@ -201,20 +207,23 @@ def busy(row: str, seconds: float, turns: int, uri: str, folder: Path) -> dict[s
         took = time.perf_counter() - begun
         return done / took, inside / took, (time.process_time() - time.thread_time() - others) / took
 
-    done = []
+    def silence() -> float:
+        work(False, min(seconds, 1.0))
+        return work(False, seconds)[0]
+
+    off, on = [silence()], []
     for _ in range(turns):
-        work(False, min(seconds, 1.5))
-        off, _, _ = work(False, seconds)
         work(True, min(seconds, 1.5))
-        done.append([off, *work(True, seconds)])
+        on.append(work(True, seconds))
         if ours and "journal only" not in row:
             ends = time.monotonic() + 20
             while logger.stats.pending and time.monotonic() < ends:
                 time.sleep(0.05)
         else:
-            time.sleep(1)
+            time.sleep(0.5)
+        off.append(silence())
     logger.finalize("success")
-    return {"turns": done}
+    return {"off": off, "on": on}
 
 
 def construction(row: str, uri: str, folder: Path) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Size:
     calls: int = 5_000
     points: int = 50_000
     epochs: int = 15
-    turns: int = 4
+    turns: int = 8
     busy_s: float = 2.5
     records: int = 100_000
     images: int = 20
@@ -130,6 +130,16 @@ def in_turn(name: str, given: dict[str, dict[str, Any]], repeats: int) -> dict[s
 
 def _spread(values: Sequence[float], form: str) -> str:
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def _middle(values: Sequence[float], form: str) -> str:
+    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    return f"{statistics.median(values):{form}} ({low:{form}} to {high:{form}})"
+
+
+def _beside(off: Sequence[float], on: Sequence[float]) -> list[float]:
+    """Each of ``on`` beside the mean of those before and after it."""
+    return [2 * value / (before + after) for value, before, after in zip(on, off, off[1:], strict=False)]
 
 
 @dataclass
@@ -225,24 +235,33 @@ def fit(report: Report, size: Size, uri: str) -> None:
     found = in_turn("fit", given, size.repeats)
     lines = []
     for name, results in found.items():
-        # A process's own median: of its fits with the logger, each beside one without.
         ratios = {
-            part: [statistics.median(on / off for off, on in r[part]) for r in results] for part in ("loop", "whole")
+            part: [ratio for r in results for ratio in _beside(r[part]["off"], r[part]["on"])]
+            for part in ("loop", "whole", "computed")
         }
-        seconds = [on for r in results for _, on in r["loop"]]
-        others = [on / loop for r in results for (_, on), (_, loop) in zip(r["others"], r["loop"], strict=True)]
-        starts = [r["whole"][0][1] - r["whole"][0][0] for r in results]
-        cells = [_spread(seconds, ".2f"), *(_spread(values, ".3f") for values in ratios.values())]
-        lines.append([name, *cells, _spread(others, ".2%"), _spread(starts, ".1f")])
+        seconds = [taken for r in results for taken in r["loop"]["on"]]
+        others = [o / s for r in results for o, s in zip(r["others"]["on"], r["loop"]["on"], strict=True)]
+        starts = [r["whole"]["on"][0] - r["whole"]["off"][0] for r in results]
+        cells = [_spread(seconds, ".2f"), *(_middle(values, ".3f") for values in ratios.values())]
+        lines.append([name, *cells, _middle(others, ".2%"), _spread(starts, ".1f")])
     report.table(
         "A real training",
         f"`Trainer.fit` of the digits network, {size.epochs} epochs of 45 steps, every step logged "
-        "(`log_every_n_steps=1`): seconds of the training loop, and its ratio and that of the whole `fit` (with the end, which "
-        f"waits for delivery) to `logger=False`. In every process {size.turns} fits with the logger, each after one without; the ratio "
-        "is their median, and its spread that over processes. Then what other threads of the process compute, of the loop's "
-        "time; and how many seconds more than the fit before it the process's first fit with the logger takes, which has the "
-        "SDK's start in it.",
-        ["logger", "loop, s", "loop, ratio", "whole fit, ratio", "other threads", "first fit, s more"],
+        "(`log_every_n_steps=1`): seconds of the training loop; its ratio, that of the whole `fit` (with the end, which waits "
+        "for delivery) and that of the processor time of all threads in the loop, to `logger=False`. In every process "
+        f"{size.turns} fits with the logger, each beside the mean of the one before it and the one after it without; the "
+        "ratio is the median of all, in brackets their quartiles. Then what other threads of the process compute, of the "
+        "loop's time; and how many seconds more than the fit before it the process's first fit with the logger takes, which "
+        "has the SDK's start in it.",
+        [
+            "logger",
+            "loop, s",
+            "loop, ratio",
+            "whole fit, ratio",
+            "processor, ratio",
+            "other threads",
+            "first fit, s more",
+        ],
         lines,
     )
 
@@ -258,14 +277,14 @@ def busy(report: Report, size: Size, uri: str) -> None:
     found = in_turn("busy", given, size.repeats)
     lines = []
     for name, results in found.items():
-        ratios = [statistics.median(off / on for off, on, _, _ in r["turns"]) for r in results]
-        calls_, others = (statistics.median(turn[at] for r in results for turn in r["turns"]) for at in (2, 3))
-        lines.append([name, _spread(ratios, ".3f"), f"{calls_:.2%}", f"{others:.2%}"])
+        ratios = [1 / ratio for r in results for ratio in _beside(r["off"], [done for done, _, _ in r["on"]])]
+        calls_, others = ([turn[at] for r in results for turn in r["on"]] for at in (1, 2))
+        lines.append([name, _middle(ratios, ".3f"), _middle(calls_, ".2%"), _middle(others, ".2%")])
     report.table(
         "A busy Python loop beside delivery",
         "How much longer pure Python work takes while 1,000 points a second are logged and delivered (two cores, shared "
-        f"with the MLflow server where there is one). In every process {size.turns} turns with logging, each after one without; the ratio is "
-        "their median, and its spread that over processes. A pure Python loop stands still while another thread of its process computes in "
+        f"with the MLflow server where there is one). In every process {size.turns} turns with logging, each beside the mean of "
+        "the one before it and the one after it without; the ratio is the median of all, in brackets their quartiles. A pure Python loop stands still while another thread of its process computes in "
         "Python: the last two columns are the part of the time that the log calls take, and that other threads compute.",
         ["logger", "ratio", "log calls", "other threads' processor time"],
         lines,

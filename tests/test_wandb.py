@@ -516,15 +516,16 @@ def test_row_logged_by_hand_in_the_middle_of_a_delivery_holds_nothing_up(
 ) -> None:
     """A user's row with a step of its own, between our row and the question for its number, is held by the SDK."""
     from lightning_loggers.adapters import wandb_session
+    from lightning_loggers.adapters.wandb import only_live_run
     from lightning_loggers.adapters.wandb_records import Rows
 
     by_hand = [70, 200]
-    log = Rows.log
+    log_row = Rows.log
 
-    def log_and_be_joined(self: Rows, run: Any, record: Any) -> None:
-        log(self, run, record)
+    def log_and_be_joined(self: Rows, log: Any, record: Any) -> None:
+        log_row(self, log, record)
         if by_hand:
-            run.log({"mine": 1.0}, step=by_hand.pop(0))
+            only_live_run().log({"mine": 1.0}, step=by_hand.pop(0))
 
     monkeypatch.setattr(Rows, "log", log_and_be_joined)
     monkeypatch.setattr(wandb_session, "PATIENCE_S", 5.0)

@@ -1,5 +1,7 @@
 """Rows go to W&B's service process together: which, in what order, and in how many turns of the SDK's thread."""
 
+import asyncio
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +11,8 @@ from typing import Any
 
 import pytest
 from conftest import wait_until
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from wandb_reading import QUIET, OfflineRun
 from wandb_running import OWN, isolated, make
 
@@ -82,12 +86,171 @@ def test_the_installed_sdk_is_as_known(run: Any) -> None:
 
 
 def test_another_sdk_is_left_alone() -> None:
-    """Where the interface has other names, nothing is put into its place."""
-    with sent_together(SimpleNamespace()):
-        pass
+    """Where the interface has other names, nothing is put into its place, and rows are logged by the SDK."""
+    with sent_together(SimpleNamespace(log=print)) as log:
+        assert log is print
     interface = SimpleNamespace(_publish=print, _client=None)
-    with sent_together(SimpleNamespace(_interface=interface)):
+    with sent_together(SimpleNamespace(_interface=interface, log=print)) as log:
         assert interface._publish is print
+        assert log is print
+
+
+T: dict[str, Any] = {"_timestamp": 1.5e9}
+
+
+def makes_rows(log: Any) -> bool | None:
+    """Whether the rows of a batch are made by us; ``None`` before the first."""
+    made: bool | None = log.__self__._makes_rows
+    return made
+
+
+def test_rows_of_numbers_are_made_here(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the first of a batch, which the SDK makes; they are in order with what it makes, and are counted."""
+    by_sdk: list[Any] = []
+    publish = type(run._interface).publish_partial_history
+    monkeypatch.setattr(
+        type(run._interface),
+        "publish_partial_history",
+        lambda self, run, data, **given: (by_sdk.append(data), publish(self, run, data, **given)),
+    )
+    logged = [{"a": step, "b": step / 3} for step in range(10)]
+    with sent_together(run) as log:
+        for row in logged[:5]:
+            log(row | T)
+        assert makes_rows(log) is True
+        assert len(by_sdk) == 1
+        log({"text": "x", **T})
+        run.log({"mine": 1})
+        log({"a": True, **T})
+        assert len(by_sdk) == 4
+        assert run.step == 8
+        for row in logged[5:]:
+            log(row | T)
+    with sent_together(run) as log:
+        log({"a": 1, **T})
+    assert len(by_sdk) == 5
+    between: list[dict[str, Any]] = [{"text": "x"}, {"mine": 1}, {"a": True}]
+    assert rows(run, tmp_path) == [*logged[:5], *between, *logged[5:], {"a": 1}]
+
+
+def test_a_row_without_its_time_is_the_sdks(run: Any, tmp_path: Path) -> None:
+    """Which notes the time at which it is logged, and counts what has another number."""
+    with sent_together(run) as log:
+        log({"a": 0, **T})
+        log({"a": 1})
+        log({"a": 2, "_step": 7, **T})
+        log({"a": 3, **T})
+    run.finish()
+    wait_until(lambda: OfflineRun(tmp_path, "r").exit_code is not None, 10, "the end of the SDK's file")
+    found = OfflineRun(tmp_path, "r").rows
+    assert [(row["a"], row["_step"], row["_timestamp"] > T["_timestamp"]) for row in found] == [
+        (0, 0, False), (1, 1, True), (2, 2, False), (3, 3, False)
+    ]  # fmt: skip
+
+
+def test_a_row_made_here_is_the_sdks(run: Any) -> None:
+    """Byte for byte, whatever its names and numbers: only the first one of a batch is looked at."""
+    made: list[Any] = []
+    keys = st.text(st.characters(codec="utf-8"), min_size=1)
+    ours = wandb_batches._Batch(run)
+    run._interface._publish = made.append
+
+    @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.dictionaries(keys, st.one_of(st.floats(), st.integers(-(2**63), 2**63 - 1)), max_size=5))
+    def compare(row: dict[str, float]) -> None:
+        row["_timestamp"] = 1.5e9
+        run.log(row)
+        run._interface._assign(made[-1])
+        assert ours._request_of(row).record_publish.SerializeToString() == made[-1].SerializeToString()
+
+    compare()
+    del run._interface._publish
+
+
+def test_rows_that_would_be_others_are_left_to_the_sdk(tmp_path: Path) -> None:
+    """A setting of the SDK's, or a new version of it, changes what is in a row's message."""
+    import wandb
+
+    own = wandb.Settings(**{**QUIET, **OWN, "x_history_value_encoding": "json,typed"})
+    with wandb.init(dir=tmp_path, id="r", project="p", mode="offline", settings=own) as run:
+        with sent_together(run) as log:
+            for step in range(3):
+                log({"a": step, "b": math.nan, **T})
+            assert makes_rows(log) is False
+        assert [row["a"] for row in rows(run, tmp_path)] == [0, 1, 2]
+
+
+def test_another_threads_row_is_not_taken_for_ours(run: Any, tmp_path: Path) -> None:
+    """One that comes while the SDK makes the row that is looked at."""
+    interface = run._interface
+    publish = interface._publish_partial_history
+
+    def joined(history: Any) -> None:
+        publish(history)
+        if threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=run.log, args=({"theirs": 1},))
+            thread.start()
+            thread.join()
+
+    interface._publish_partial_history = joined
+    with sent_together(run) as log:
+        log({"a": 1, **T})
+        assert makes_rows(log) is False  # since not one row more is there now, but two
+        log({"a": 2, **T})
+    del interface._publish_partial_history
+    assert rows(run, tmp_path) == [{"a": 1}, {"theirs": 1}, {"a": 2}, {"theirs": 1}]
+
+
+def test_a_finished_run_takes_no_rows(run: Any, tmp_path: Path) -> None:
+    """The SDK's own error, though the row would have been made here."""
+    import wandb
+
+    with sent_together(run) as log:
+        log({"a": 1, **T})
+        run.finish()
+        with pytest.raises(wandb.errors.UsageError, match="finished"):
+            log({"a": 2, **T})
+    assert rows(run, tmp_path) == [{"a": 1}]
+
+
+def test_a_batch_is_one_write(run: Any, tmp_path: Path) -> None:
+    """Each write to the socket gives up the interpreter; only the last request comes by itself, and waits."""
+    writer = run._interface._client._writer
+    written: list[int] = []
+    write = writer.write
+    writer.write = lambda data: (written.append(len(data)), write(data))
+    with sent_together(run) as log:
+        for step in range(100):
+            log({"a": step, **T})
+    del writer.write
+    assert len(written) == 3
+    assert [row["a"] for row in rows(run, tmp_path)] == list(range(100))
+
+
+def test_a_client_with_another_stream_writes_for_itself() -> None:
+    """Nothing is put into its place."""
+    client = SimpleNamespace()
+    with wandb_batches._written_at_once(client):
+        assert not vars(client)
+
+
+def test_what_was_collected_is_written_though_the_rest_fails() -> None:
+    """As the client would have done."""
+    written: list[bytes] = []
+    client = SimpleNamespace(_writer=SimpleNamespace(write=written.append))
+    stream = client._writer
+
+    def fail() -> None:
+        with wandb_batches._written_at_once(client):
+            client._writer.write(b"a")
+            client._writer.write(b"b")
+            asyncio.run(client._writer.drain())
+            raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        fail()
+    assert written == [b"ab"]
+    assert client._writer is stream
 
 
 def test_a_question_comes_after_what_was_logged_before_it(run: Any, tmp_path: Path) -> None:
@@ -141,23 +304,25 @@ def test_rows_of_other_threads(run: Any, tmp_path: Path, most: int, monkeypatch:
 
 
 @pytest.mark.parametrize("ends", [False, True])
-def test_no_row_overtakes_those_that_another_thread_sends(run: Any, tmp_path: Path, *, ends: bool) -> None:
+def test_no_row_overtakes_those_that_another_thread_sends(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, ends: bool
+) -> None:
     """Neither one that is logged while they are on their way nor one behind the end of the batch."""
-    interface, taken = run._interface, threading.Event()
-    assign = interface._assign
+    asyncer, taken = run._interface._asyncer, threading.Event()
+    ask = asyncer.run
 
-    def slowly(record: Any) -> None:
+    def slowly(function: Any) -> Any:
         if threading.current_thread() is thread and not taken.is_set():
             taken.set()
             time.sleep(0.5)
-        assign(record)
+        return ask(function)
 
     def fill() -> None:
         for number in range(MOST_TOGETHER - 1):
             run.log({"theirs": number})
 
     thread = threading.Thread(target=fill)
-    interface._assign = slowly
+    monkeypatch.setattr(asyncer, "run", slowly)
     with sent_together(run):
         run.log({"ours": 0})
         thread.start()
@@ -166,7 +331,6 @@ def test_no_row_overtakes_those_that_another_thread_sends(run: Any, tmp_path: Pa
             run.log({"ours": 1})
     run.log({"ours": 2})
     thread.join()
-    interface._assign = assign
     assert [row["ours"] for row in rows(run, tmp_path) if "ours" in row] == ([0, 2] if ends else [0, 1, 2])
 
 

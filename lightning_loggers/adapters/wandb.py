@@ -9,6 +9,7 @@ died may be shown twice.
 
 import atexit
 import contextlib
+import importlib
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +53,14 @@ _EXIT_CODES = {
 _LOG_ROWS_THEMSELVES = ("sync_tensorboard", "tensorboard", "monitor_gym")
 _SHARED = "wandb.shared"
 _ARTIFACTS = (Kind.MODEL, Kind.BEST_MODEL, Kind.DATASET, Kind.TORCH, Kind.GRAPH, Kind.CONFIG)
+
+_IMPORTED_LATE = (
+    "wandb.sdk.launch.inputs.internal",
+    "requests",
+    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+    "opentelemetry.exporter.otlp.proto.http._log_exporter",
+)
+"""What ``wandb.init()`` and a run's first row would import: it takes twice as long as to import the SDK itself."""
 
 _live: dict[Path, Any] = {}
 _given: dict[str, Any] = {}
@@ -195,8 +204,11 @@ class WandbAdapter(Adapter):
     @override
     def load(cls, options: Mapping[str, Any]) -> None:
         if options.get("mode") != "disabled":
-            import wandb
-            import wandb.sdk.launch.inputs.internal  # noqa: F401 - wandb.init() does; it takes as long again
+            import wandb  # noqa: F401 - that is all
+
+            for name in _IMPORTED_LATE:
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(name)
 
     @override
     def open(self) -> None:

@@ -1,9 +1,12 @@
 """Many rows to W&B's service process in one turn of the SDK's thread.
 
-For each row that it is given the SDK wakes its asyncio thread and waits until that has written the row to a socket: two
-changes of thread a row, which a training loop beside them pays for. Here the rows of a batch are made as ever, by the
-SDK, and go to that thread together. The SDK also measures for its makers how long it takes to encode a row, which costs
-about as much as encoding it: here it measures the first of a batch.
+For each row that it is given the SDK wakes its asyncio thread and waits until that has written the row to a socket:
+changes of thread, which a training loop beside them pays for. Here the rows of a batch go to that thread together, and
+to its socket in one write.
+
+To make a row's message the SDK copies it twice and looks into each value several times, and it measures for its makers
+how long that takes. Here it does so with the first row of numbers of a batch. Where its message is the same to the byte
+as ours, we make the others, at a fifth of the cost.
 
 Written against wandb 0.31, whose interface to its service is private: where it looks different, rows go one by one.
 """
@@ -17,8 +20,13 @@ MOST_TOGETHER = 256
 """Rows that wait to be sent; each is some hundred bytes, or the names of the files that belong to it."""
 
 
+_NUMBERS = {float, int}
+
+Row = dict[str, Any]
+
+
 @contextlib.contextmanager
-def sent_together(run: Any) -> Iterator[None]:
+def sent_together(run: Any) -> Iterator[Callable[[Row], object]]:
     """What the SDK publishes for a run in this block is sent in few turns; all of it is sent when the block ends.
 
     Guarantees:
@@ -28,18 +36,22 @@ def sent_together(run: Any) -> Iterator[None]:
     Args:
         run: The SDK's run.
 
+    Yields:
+        Function that logs a row, as ``run.log`` does, at less cost if all of its values are numbers, the
+        ``_timestamp`` among them.
+
     Raises:
         Exception: What the SDK raises if its service is gone; a part may have been sent.
     """
     interface = getattr(run, "_interface", None)
     if not _is_as_known(interface):
-        yield
+        yield run.log
         return
-    batch = _Batch(interface)
+    batch = _Batch(run)
     ours = {"_publish": batch.publish, "_deliver": batch.deliver, "_record_client_encode": batch.measure}
     vars(interface).update(ours)
     try:
-        yield
+        yield batch.log
     finally:
         try:
             batch.close()  # first: what another thread publishes next would overtake what waits
@@ -53,35 +65,94 @@ def _is_as_known(interface: Any) -> bool:
     return all(hasattr(interface, name) for name in known) and "_publish" not in vars(interface)
 
 
-class _Batch:
-    """What one interface was given to publish, until it is sent."""
+def _is_plain(row: Row) -> bool:
+    """Whether the SDK neither converts nor adds nor leaves out anything."""
+    return "_timestamp" in row and "_step" not in row and _NUMBERS.issuperset(map(type, row.values()))
 
-    def __init__(self, interface: Any) -> None:
-        self._interface = interface
-        self._publish_now, self._deliver_now = interface._publish, interface._deliver
-        self._measure: Callable[[float], object] | None = interface._record_client_encode
+
+class _Batch:
+    """What one run was given to publish, until it is sent."""
+
+    def __init__(self, run: Any) -> None:
+        from pydantic_core import to_json  # as the SDK
+        from wandb.proto import wandb_server_pb2 as server
+
+        self._to_json = to_json
+        self._run, self._interface = run, run._interface
+        self._new_request = server.ServerRequest
+        self._publish_now, self._deliver_now = self._interface._publish, self._interface._deliver
+        self._measure: Callable[[float], object] | None = self._interface._record_client_encode
         self._waiting: list[Any] = []
         self._closed = False
         # Reentrant: a signal handler may log to the run while its own thread does.
         self._lock = threading.RLock()
         self._sending = threading.RLock()  # held from taking rows until they are sent: later ones come behind
+        self._makes_rows: bool | None = None  # unknown until one of the SDK's was seen
+        self._made_by_sdk: tuple[int, Any] | None = None  # the thread whose row is looked at, and the row
+
+    def log(self, row: Row) -> None:
+        """In place of the run's method.
+
+        Raises:
+            Exception: As the run's method.
+        """
+        run = self._run
+        if self._makes_rows is False or not _is_plain(row):
+            run.log(row)
+        elif self._makes_rows is None:
+            self._compare(row)
+        elif run._is_finished:
+            run.log(row)  # which says so
+        else:
+            self._put(self._request_of(row))
+            run._local_step += 1
+
+    def _compare(self, row: Row) -> None:
+        """Let the SDK log a row, and see whether we would have done the same."""
+        run, thread = self._run, threading.get_ident()
+        before = getattr(run, "_local_step", None)
+        self._made_by_sdk = thread, None
+        try:
+            run.log(row)
+        finally:
+            (_, made), self._made_by_sdk = self._made_by_sdk, None
+        counted = type(before) is int and run._local_step == before + 1
+        self._makes_rows = counted and hasattr(run, "_is_finished") and made == self._request_of(row)
+
+    def _request_of(self, row: Row) -> Any:
+        request, to_json = self._new_request(), self._to_json
+        record = request.record_publish
+        self._interface._assign(record)
+        record.control.local = True
+        add = record.request.partial_history.item.add
+        for key, value in row.items():
+            add(key=key, value_json=to_json(value, inf_nan_mode="constants").decode())
+        return request
 
     def publish(self, record: Any, *, nowait: bool = False) -> None:
         """In place of the interface's method."""
         if nowait:  # that is the console's output, from any thread, also from the SDK's own
             self._publish_now(record, nowait=True)
             return
+        self._interface._assign(record)
+        request = self._new_request()
+        request.record_publish.CopyFrom(record)
+        if self._made_by_sdk is not None and self._made_by_sdk[0] == threading.get_ident():
+            self._made_by_sdk = self._made_by_sdk[0], request
+        self._put(request)
+
+    def _put(self, request: Any) -> None:
         with self._lock:
             waits = not self._closed
             if waits:
-                self._waiting.append(record)
+                self._waiting.append(request)
                 if len(self._waiting) < MOST_TOGETHER:
                     return
         with self._sending:
             if waits:
                 self.send()
             else:
-                self._publish_now(record)
+                self._send([request])
 
     def measure(self, seconds: float) -> None:
         """In place of the interface's method."""
@@ -105,23 +176,44 @@ class _Batch:
         """Send what waits."""
         with self._sending:
             with self._lock:
-                records, self._waiting = self._waiting, []
-            if records:
-                self._send(records)
+                requests, self._waiting = self._waiting, []
+            if requests:
+                self._send(requests)
 
-    def _send(self, records: list[Any]) -> None:
-        from wandb.proto import wandb_server_pb2 as server
-
-        requests = []
-        for record in records:
-            self._interface._assign(record)
-            request = server.ServerRequest()
-            request.record_publish.CopyFrom(record)
-            requests.append(request)
+    def _send(self, requests: list[Any]) -> None:
         client = self._interface._client
 
         async def publish() -> None:
-            for request in requests:
-                await client.publish(request)
+            with _written_at_once(client):
+                for request in requests[:-1]:
+                    await client.publish(request)
+            await client.publish(requests[-1])  # and wait until the socket has taken all
 
         self._interface._asyncer.run(publish)
+
+
+@contextlib.contextmanager
+def _written_at_once(client: Any) -> Iterator[None]:
+    """What the client writes in this block goes to its socket in one write, instead of two for each request."""
+    writer = getattr(client, "_writer", None)
+    if writer is None:
+        yield
+        return
+    collected = _Collected()
+    client._writer = collected
+    try:
+        yield
+    finally:
+        client._writer = writer
+        writer.write(b"".join(collected.parts))
+
+
+class _Collected:
+    """Takes what is written in place of an asyncio stream. It is never full: nobody else's turn comes meanwhile."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.write = self.parts.append
+
+    async def drain(self) -> None:
+        """Nothing to wait for."""

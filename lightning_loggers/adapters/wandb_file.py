@@ -18,6 +18,7 @@ _BLOCK_BYTES = 32768
 _FILE_HEADER_BYTES = 7
 _CHUNK_HEADER = struct.Struct("<IHB")
 _WHOLE, _LAST = 1, 4
+_NUMBER, _SUMMARY = b"\x08", 0x1A  # tags of protocol buffers: field 1, a number; field 3, a message
 
 
 def run_folders(settings: Any, run_id: str) -> list[Path]:
@@ -85,6 +86,19 @@ def tidy(path: Path) -> None:
         os.truncate(path, file.whole_bytes)
 
 
+def _kind(payload: bytes) -> int | None:
+    """Tag of what a record is, which comes behind its number; ``None`` if it has none.
+
+    >>> hex(_kind(bytes.fromhex("08ac5e1ad401")))
+    '0x1a'
+    """
+    if payload[:1] == _NUMBER:
+        for place in range(1, min(len(payload) - 1, 11)):
+            if payload[place] < 0x80:
+                return payload[place + 1]
+    return None
+
+
 class RunFile:
     """Reads what the SDK has written to a ``.wandb`` file so far.
 
@@ -115,7 +129,10 @@ class RunFile:
 
     def advance(self) -> None:
         """Read what was added."""
-        for record in self.records():
+        with contextlib.suppress(OSError):
+            if self.path.stat().st_size <= self.whole_bytes:
+                return
+        for record in self._records(leave_out=_SUMMARY):  # there are two with every row
             kind = record.WhichOneof("record_type")
             if kind == "history":
                 # Not counted: what a user logs with a step of his own skips numbers.
@@ -135,9 +152,14 @@ class RunFile:
 
     def records(self) -> Iterator[Any]:
         """The SDK's records from :attr:`whole_bytes` on, which goes along."""
+        yield from self._records(leave_out=None)
+
+    def _records(self, *, leave_out: int | None) -> Iterator[Any]:
         from wandb.proto import wandb_internal_pb2 as pb
 
         for payload in self._payloads():
+            if leave_out is not None and _kind(payload) == leave_out:
+                continue
             record = pb.Record()
             record.ParseFromString(payload)
             yield record

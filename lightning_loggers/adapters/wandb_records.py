@@ -51,14 +51,14 @@ class Rows:
         self._context = context
         self._artifacts = artifacts
 
-    def log(self, run: Any, record: Record) -> None:
-        """Hand a record's row to the SDK."""
+    def log(self, log: Callable[[dict[str, Any]], object], record: Record) -> None:
+        """Hand a record's row to the SDK's function."""
         values = _ROWS[record.kind]
         if record.kind not in _OWN_FORM:
-            run.log(self._row(record, values(self, record)))
+            log(self._row(record, values(self, record)))
             return
         try:
-            run.log(self._row(record, values(self, record)))
+            log(self._row(record, values(self, record)))
         except Exception as error:  # noqa: BLE001 - the SDK wants further packages for media, and has its own arguments
             name = self._artifacts.hand_standard(record)
             self._artifacts.wait([record])  # first: a row that is there is not made again after a crash
@@ -67,7 +67,7 @@ class Rows:
                 f"W&B's SDK does not take {record.kind} {record.id!r} ({type(error).__name__}: {error}): it is whole "
                 f"in the artifact {name}.",
             )
-            run.log(self._row(record, {self._key(record): f"[in the artifact {name}]"}))
+            log(self._row(record, {self._key(record): f"[in the artifact {name}]"}))
 
     def _row(self, record: Record, values: Mapping[str, Any]) -> dict[str, Any]:
         row = dict(values)

@@ -173,9 +173,9 @@ class Session:
             self._next = before
         begin = len(self._handed)
         try:
-            with sent_together(self.run):
+            with sent_together(self.run) as log:
                 for record in new:
-                    self._rows.log(self.run, record)
+                    self._rows.log(log, record)
                     self._handed.append(self._next)
                     self._next += 1
         except Exception as error:
