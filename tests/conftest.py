@@ -136,8 +136,9 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Pat
     with (shared / "server.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not note.exists():
-            server.folder.mkdir()
-            shutil.copyfile(mlflow_template, server.folder / "server.db")
+            if not server.folder.exists():  # else its last user had ended before this one came
+                server.folder.mkdir()
+                shutil.copyfile(mlflow_template, server.folder / "server.db")
             server.start()
             assert server.process is not None
             _left_to_others.append(server.process)

@@ -296,7 +296,8 @@ def test_two_deliverers_never_work_at_once(mlflow_sqlite: str, tmp_path: Path) -
 
 def test_torn_tail_of_a_dead_writer_does_not_stay_pending(mlflow_sqlite: str, tmp_path: Path) -> None:
     """Half a line that a killed process left is reported and passed over: the run counts as delivered and is closed."""
-    from lightning_loggers.delivery.worker import Worker, ends_of
+    from lightning_loggers.delivery.pending import ends_of
+    from lightning_loggers.delivery.worker import Worker
 
     logger = MLFlowLogger("e", tracking_uri=mlflow_sqlite, save_dir=tmp_path / "runs", delivery="offline")
     logger.log_metrics({"loss": 1.0}, 0)

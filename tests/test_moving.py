@@ -21,8 +21,8 @@ from lightning_loggers.adapters.mlflow import MLflowAdapter
 from lightning_loggers.delivery import moving
 from lightning_loggers.delivery.discover import find_runs
 from lightning_loggers.delivery.moving import Allowance, MovingHost
+from lightning_loggers.delivery.pending import pending_of
 from lightning_loggers.delivery.state import StateFile
-from lightning_loggers.delivery.worker import pending_of
 from lightning_loggers.journal.layout import journal_dir
 
 Make = Callable[..., MLFlowLogger]
@@ -48,6 +48,31 @@ def stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program.write_text("#!/bin/sh\nexec cat\n")  # until its standard input is closed
     program.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(program))
+
+
+class Looks:
+    """Counts how often a thread has looked for the process that it waits for, instead of delivering."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        is_ready = moving._TellingChild.is_ready
+
+        def counted(child: Any) -> bool:
+            self.count += 1
+            return bool(is_ready(child))
+
+        monkeypatch.setattr(moving._TellingChild, "is_ready", counted)
+
+    def wait_for(self, number: int) -> None:
+        """Wait until it has done so many more times."""
+        enough = self.count + number
+        wait_until(lambda: self.count >= enough, 60, "the thread's looks")
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    """Counts them from here on."""
+    return Looks(monkeypatch)
 
 
 @pytest.fixture
@@ -303,14 +328,16 @@ def test_a_process_that_cannot_begin(
 
 
 @pytest.mark.usefixtures("sdk_is_elsewhere", "stuck")
-def test_a_process_that_never_gets_ready(make: Make, mlflow_sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_never_gets_ready(
+    make: Make, looks: Looks, mlflow_sqlite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Records wait for it as long as nobody waits for them, but not for ever; then the thread delivers."""
     monkeypatch.setattr(moving, "READY_WITHIN_HURRIED_S", 0.5)
     logger = make()
     steady = Steady(logger)
     steady.log(10)
     pid = pid_of(logger)
-    time.sleep(0.7)
+    looks.wait_for(15)  # which takes longer than half a second
     worker = child_of(logger)._worker
     assert worker is not None
     assert not worker.delivers
@@ -395,16 +422,16 @@ def test_modules_of_the_working_folder_are_not_taken(
 
 
 @pytest.mark.usefixtures("stuck")
-def test_the_thread_stops_where_it_may_compute_no_more(make: Make, mlflow_sqlite: str) -> None:
+def test_the_thread_stops_where_it_may_compute_no_more(make: Make, looks: Looks, mlflow_sqlite: str) -> None:
     """It does not go on computing until the process is ready, but does when somebody waits."""
     logger = make()
     steady = Steady(logger)
     steady.until(lambda: child_of(logger)._child is not None, "the process")
     steady.log(100)
-    time.sleep(0.3)  # what was under way
+    looks.wait_for(2)  # what was under way has come to its end
     pending = logger.stats.pending
     steady.log(100)
-    time.sleep(2.5)
+    looks.wait_for(15)
     assert logger.stats.pending == pending + 100
     logger.finalize("success")
     assert logger.stats.pending == 0

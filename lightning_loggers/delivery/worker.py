@@ -7,8 +7,6 @@ All hosts (a thread of the trainer, a child process, the command line) run this;
 import contextlib
 import enum
 import json
-import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +22,7 @@ from lightning_loggers.adapters.fitting import KeyMap
 from lightning_loggers.adapters.registry import adapter_class
 from lightning_loggers.delivery.backoff import Backoff
 from lightning_loggers.delivery.discover import writer_alive
+from lightning_loggers.delivery.pending import ends_of
 from lightning_loggers.delivery.state import StateFile, TrackerState, state_name
 from lightning_loggers.errors import JournalError
 from lightning_loggers.journal.blobs import BlobStore
@@ -34,7 +33,6 @@ from lightning_loggers.journal.layout import (
     journal_dir,
     list_segments,
     lock_path,
-    segment_path,
 )
 from lightning_loggers.journal.lock import FileLock, is_locked
 from lightning_loggers.journal.reader import Entry, Position, StreamReader, header_before, read_first_header
@@ -646,65 +644,3 @@ def _groups(entries: "Sequence[Entry | Merged]") -> Iterator[list["Entry | Merge
             group = []
     if group:
         yield group
-
-
-def ends_of(folder: Path) -> dict[str, Position]:
-    """Where each stream of a journal ends on disk."""
-    ends = {}
-    for stream, segments in list_segments(folder).items():
-        with contextlib.suppress(OSError):
-            size = segment_path(folder, stream, segments[-1]).stat().st_size
-            ends[stream] = Position(segments[-1], size)
-    return ends
-
-
-def pending_of(run_dir: Path, state: TrackerState | None) -> tuple[int, int | None]:
-    """Records that are not delivered yet, counted by their lines' beginnings (nothing is decoded but the first).
-
-    Args:
-        run_dir: The run's folder.
-        state: The tracker's state; without one everything is pending.
-
-    Returns:
-        Their number, and the time of the oldest one in nanoseconds since the epoch.
-    """
-    folder = journal_dir(run_dir)
-    count, oldest = 0, None
-    for stream, segments in list_segments(folder).items():
-        position = state.cursors.get(stream, Position()) if state is not None else Position()
-        for segment in segments:
-            if segment < position.segment:
-                continue
-            offset = position.offset if segment == position.segment else 0
-            found, first_ns = _count_records(segment_path(folder, stream, segment), offset)
-            count += found
-            if first_ns is not None:
-                oldest = first_ns if oldest is None else min(oldest, first_ns)
-    return count, oldest
-
-
-_RECORD_LINE = re.compile(rb'^\{"time_ns":(\d{1,20}),"kind":"(?!status")', re.MULTILINE)
-_LINE_START_BYTES = 64
-
-
-def _count_records(path: Path, offset: int) -> tuple[int, int | None]:
-    count, first_ns = 0, None
-    tail = b""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return 0, None
-    try:
-        while data := os.pread(fd, _LARGEST_READ_BYTES, offset):
-            offset += len(data)
-            data = tail + data
-            cut = data.rfind(b"\n") + 1  # a line's beginning may lie across two reads
-            whole, tail = (data[:cut], data[cut:]) if cut else (b"", data)
-            if len(tail) > _LARGEST_READ_BYTES:
-                tail = tail[:_LINE_START_BYTES]  # one long line: its beginning is all that counts
-            if first_ns is None and (match := _RECORD_LINE.search(whole)):
-                first_ns = int(match[1])
-            count += sum(1 for _ in _RECORD_LINE.finditer(whole))
-    finally:
-        os.close(fd)
-    return count, first_ns

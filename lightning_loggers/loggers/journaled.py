@@ -23,9 +23,9 @@ from lightning_loggers.aggregation import AggFunc
 from lightning_loggers.base import DummyExperiment, LightningLoggerBase, rank_zero_experiment
 from lightning_loggers.delivery.hosts import Host, Job
 from lightning_loggers.delivery.moving import DELIVERY_MODES, make_host
+from lightning_loggers.delivery.pending import pending_of
 from lightning_loggers.delivery.relay import Relay
 from lightning_loggers.delivery.state import TrackerState
-from lightning_loggers.delivery.worker import pending_of
 from lightning_loggers.errors import ConfigurationError, NonFiniteError, TrackerUnavailableError
 from lightning_loggers.journal.layout import journal_dir
 from lightning_loggers.journal.writer import JournalWriter

@@ -14,8 +14,9 @@ from lightning_loggers.adapters.base import Adapter, Context, RemoteRun
 from lightning_loggers.adapters.fitting import KeyMap
 from lightning_loggers.adapters.registry import adapter_class
 from lightning_loggers.delivery.backoff import Backoff
+from lightning_loggers.delivery.pending import pending_of
 from lightning_loggers.delivery.state import StateFile, TrackerState
-from lightning_loggers.delivery.worker import StepKind, Worker, pending_of
+from lightning_loggers.delivery.worker import StepKind, Worker
 from lightning_loggers.journal.blobs import BlobStore
 from lightning_loggers.journal.layout import BLOBS_FOLDER, journal_dir
 from lightning_loggers.journal.reader import read_first_header
