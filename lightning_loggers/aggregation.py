@@ -81,7 +81,7 @@ def merge_dicts(
         >>> merge_dicts([])
         {}
     """
-    rows = dicts if isinstance(dicts, list | tuple) else list(dicts)
+    rows = dicts if type(dicts) is list else list(dicts)
     if not agg_key_funcs and default_func is np.mean:
         merged = _means_of_equal_keys(rows)
         if merged is not None:
@@ -94,52 +94,53 @@ def _means_of_equal_keys(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | 
 
     Loops over single values are left to C (chain, map, marshal): they are all that costs here.
     """
-    count = len(rows)
-    if count == 0 or count > _MAX_BATCHED or set(map(type, rows)) != {dict}:
+    if {*map(type, rows)} != _DICT:
         return None
-    first = rows[0]
+    first, count = rows[0], len(rows)
     if count == 1:
         if not _NUMBERS.issuperset(map(type, first.values())):
             return None
         # Not just float(value): numpy starts its sum at zero, which turns -0.0 into 0.0.
         return {key: value + 0.0 for key, value in first.items()}
     width = len(first)
-    if width < 2:
-        return None
     # Per dictionary its values in the order of the first one's keys, which is mostly its own.
     values: list[Any]
-    if list(chain.from_iterable(rows)) == list(first) * count:  # no dictionary is longer, as it would repeat a key
-        values = [row.values() for row in rows]
+    if [*_chained(rows)] == [*first] * count:  # no dictionary is longer, as it would repeat a key
+        values = [*map(_values_of, rows)]
+    elif width < 2:
+        return None
     else:
         try:
-            values = list(map(itemgetter(*first), rows))
+            values = [*map(itemgetter(*first), rows)]
         except KeyError:
             return None
-        if set(map(len, rows)) != {width}:
+        if {*map(len, rows)} != {width}:
             return None
-    flat = list(chain.from_iterable(values))
-    add_up = _SUMS.get(count)
-    if add_up is not None and (len(flat) <= _FEW or count == 2) and set(map(type, flat)) == {float}:
-        return {key: total / count for key, total in zip(first, map(add_up, *values), strict=True)}
-    table = _columns(flat, count, width)
+    if count in _MEANS and (count * width <= _FEW or count == 2) and {*map(type, _chained(values))} == _FLOAT:
+        return dict(zip(first, map(_MEANS[count], *values)))  # noqa: B905 - as long as each other; to ask takes time
+    table = _columns([*_chained(values)], count, width) if width > 1 and count <= _MAX_BATCHED else None
     if table is None:
         return None
     return {key: total / count for key, total in zip(first, _row_sums(table), strict=True)}
 
 
-# The sums of few numbers in the order in which numpy adds them up: eight at a time, the rest one by one, from zero. For
-# few of them a call of numpy takes longer than all additions.
+_DICT, _FLOAT = {dict}, {float}
+_chained = chain.from_iterable
+_values_of: Callable[[Any], Any] = dict.values
+
+# The means of few numbers, added up in the order in which numpy does it: eight at a time, the rest one by one, from
+# zero. For few of them a call of numpy takes longer than all additions.
 _FEW = 100
-_SUMS: dict[int, Callable[..., float]] = {
-    2: lambda a, b: a + b + 0.0,
-    3: lambda a, b, c: a + b + c + 0.0,
-    4: lambda a, b, c, d: a + b + c + d + 0.0,
-    5: lambda a, b, c, d, e: a + b + c + d + e + 0.0,
-    6: lambda a, b, c, d, e, f: a + b + c + d + e + f + 0.0,
-    7: lambda a, b, c, d, e, f, g: a + b + c + d + e + f + g + 0.0,
-    8: lambda a, b, c, d, e, f, g, h: (((a + b) + (c + d)) + ((e + f) + (g + h))) + 0.0,
-    9: lambda a, b, c, d, e, f, g, h, i: (((a + b) + (c + d)) + ((e + f) + (g + h))) + i + 0.0,
-    10: lambda a, b, c, d, e, f, g, h, i, j: (((a + b) + (c + d)) + ((e + f) + (g + h))) + i + j + 0.0,
+_MEANS: dict[int, Callable[..., float]] = {
+    2: lambda a, b: (a + b + 0.0) / 2,
+    3: lambda a, b, c: (a + b + c + 0.0) / 3,
+    4: lambda a, b, c, d: (a + b + c + d + 0.0) / 4,
+    5: lambda a, b, c, d, e: (a + b + c + d + e + 0.0) / 5,
+    6: lambda a, b, c, d, e, f: (a + b + c + d + e + f + 0.0) / 6,
+    7: lambda a, b, c, d, e, f, g: (a + b + c + d + e + f + g + 0.0) / 7,
+    8: lambda a, b, c, d, e, f, g, h: (((a + b) + (c + d)) + ((e + f) + (g + h)) + 0.0) / 8,
+    9: lambda a, b, c, d, e, f, g, h, i: (((a + b) + (c + d)) + ((e + f) + (g + h)) + i + 0.0) / 9,
+    10: lambda a, b, c, d, e, f, g, h, i, j: (((a + b) + (c + d)) + ((e + f) + (g + h)) + i + j + 0.0) / 10,
 }
 
 
