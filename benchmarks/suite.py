@@ -153,7 +153,7 @@ class Report:
         """Add a table."""
         self.lines += [f"## {title}", "", text, "", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
         self.lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
-        print("\n".join(self.lines[-len(rows) - 6 :]), flush=True)
+        print("\n".join(self.lines[-len(rows) - 7 :]), flush=True)
 
 
 def calls(report: Report, size: Size, uri: str) -> None:

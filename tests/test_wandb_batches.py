@@ -73,6 +73,16 @@ def test_a_batch_goes_in_few_turns(run: Any, tmp_path: Path, monkeypatch: pytest
     assert rows(run, tmp_path) == [{"a": step} for step in range(number + 1)]
 
 
+def test_large_rows_do_not_pile_up(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are sent as soon as there are some megabytes of them."""
+    turns = Turns(run, monkeypatch)
+    with sent_together(run) as log:
+        for _ in range(10):
+            log({"text": "x" * 1_000_000})
+        assert turns.count == 2
+    assert len(rows(run, tmp_path)) == 10
+
+
 def test_the_installed_sdk_is_as_known(run: Any) -> None:
     """A new version of the SDK in which rows would go one by one does not pass unseen."""
     methods = {"_publish", "_deliver", "_record_client_encode"}

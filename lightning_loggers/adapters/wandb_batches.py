@@ -19,6 +19,8 @@ from typing import Any
 MOST_TOGETHER = 256
 """Rows that wait to be sent; each is some hundred bytes, or the names of the files that belong to it."""
 
+MOST_BYTES = 2**22
+"""Rows of long texts or dictionaries are sent together up to this size."""
 
 _NUMBERS = {float, int}
 
@@ -83,6 +85,7 @@ class _Batch:
         self._publish_now, self._deliver_now = self._interface._publish, self._interface._deliver
         self._measure: Callable[[float], object] | None = self._interface._record_client_encode
         self._waiting: list[Any] = []
+        self._waiting_bytes = 0
         self._closed = False
         # Reentrant: a signal handler may log to the run while its own thread does.
         self._lock = threading.RLock()
@@ -137,16 +140,18 @@ class _Batch:
         self._interface._assign(record)
         request = self._new_request()
         request.record_publish.CopyFrom(record)
-        if self._made_by_sdk is not None and self._made_by_sdk[0] == threading.get_ident():
-            self._made_by_sdk = self._made_by_sdk[0], request
-        self._put(request)
+        looked_at = self._made_by_sdk  # read once: it may be over before we know whose it is
+        if looked_at is not None and looked_at[0] == threading.get_ident():
+            self._made_by_sdk = looked_at[0], request
+        self._put(request, request.ByteSize())
 
-    def _put(self, request: Any) -> None:
+    def _put(self, request: Any, size_bytes: int = 0) -> None:
         with self._lock:
             waits = not self._closed
             if waits:
                 self._waiting.append(request)
-                if len(self._waiting) < MOST_TOGETHER:
+                self._waiting_bytes += size_bytes  # of what may be large
+                if len(self._waiting) < MOST_TOGETHER and self._waiting_bytes < MOST_BYTES:
                     return
         with self._sending:
             if waits:
@@ -176,7 +181,7 @@ class _Batch:
         """Send what waits."""
         with self._sending:
             with self._lock:
-                requests, self._waiting = self._waiting, []
+                requests, self._waiting, self._waiting_bytes = self._waiting, [], 0
             if requests:
                 self._send(requests)
 
