@@ -309,13 +309,12 @@ def decode_line(line: bytes) -> Record | Header:
             if name in _NONFINITE and key in record.data:
                 record.data[key] = _NONFINITE[name]
     if record.kind == Kind.METRIC and record.data is not None and int in map(type, record.data.values()):
-        _bound(record)
+        _bound(record, record.data)
     return record
 
 
-def _bound(record: Record) -> None:
+def _bound(record: Record, data: dict[str, Any]) -> None:
     """Mend what the log path lets through: it looks at a call's sum only, in which large integers may cancel out."""
-    data = record.data or {}
     large = {key: bounded(value) for key, value in data.items() if type(value) is int and not -_LARGE <= value < _LARGE}
     if large:
         data.update(large)

@@ -22,7 +22,8 @@ class Look(Callback):
 
     def on_train_end(self, trainer, module):
         logger.wait_for_run(60)
-        while logger.stats.pending > 3:
+        ends = time.monotonic() + 60
+        while logger.stats.pending and time.monotonic() < ends:
             time.sleep(0.01)
         seen["ends"] = SDK in sys.modules
         print("beside training:", sorted(set(sys.modules) - self.before))

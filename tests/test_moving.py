@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -609,8 +610,12 @@ def test_an_idle_process_ends(make: Make, mlflow_sqlite: str, monkeypatch: pytes
     steady.until_moved()
     first = pid_of(logger)
     wait_until(lambda: logger.stats.pending == 0, 60, "delivery")
-    time.sleep(2.0)
-    assert child_of(logger).moved, "the run goes on"
+    child = child_of(logger)._child
+    assert child is not None
+    assert child._child is not None
+    with pytest.raises(subprocess.TimeoutExpired):  # the run goes on
+        child._child.wait(2.0)
+    assert child_of(logger).moved
     logger.finalize("success")
     wait_until(lambda: not child_of(logger).moved, 60, "the thread")
     assert not is_alive(first)

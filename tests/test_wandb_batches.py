@@ -2,8 +2,8 @@
 
 import asyncio
 import math
+import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,6 +190,28 @@ def test_rows_that_would_be_others_are_left_to_the_sdk(tmp_path: Path) -> None:
         assert [row["a"] for row in rows(run, tmp_path)] == [0, 1, 2]
 
 
+def test_fields_of_another_sdk_are_left_to_it(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That ours cannot be made stops nothing, and no row is logged twice."""
+
+    def unknown(batch: object, row: object) -> None:
+        raise AttributeError("partial_history")
+
+    monkeypatch.setattr(wandb_batches._Batch, "_request_of", unknown)
+    with sent_together(run) as log:
+        log({"a": 1, **T})
+        log({"a": 2, **T})
+        assert makes_rows(log) is False
+    assert rows(run, tmp_path) == [{"a": 1}, {"a": 2}]
+
+
+def test_an_sdk_without_what_is_needed_logs_by_itself(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does without another package some day."""
+    monkeypatch.setitem(sys.modules, "pydantic_core", None)
+    with sent_together(run) as log:
+        assert log == run.log
+        assert "_publish" not in vars(run._interface)
+
+
 def test_another_threads_row_is_not_taken_for_ours(run: Any, tmp_path: Path) -> None:
     """One that comes while the SDK makes the row that is looked at."""
     interface = run._interface
@@ -247,7 +269,7 @@ def test_a_client_with_another_stream_writes_for_itself() -> None:
 def test_what_was_collected_is_written_though_the_rest_fails() -> None:
     """As the client would have done."""
     written: list[bytes] = []
-    client = SimpleNamespace(_writer=SimpleNamespace(write=written.append))
+    client = SimpleNamespace(_writer=SimpleNamespace(write=written.append, other=lambda: written.append(b"-")))
     stream = client._writer
 
     def fail() -> None:
@@ -255,11 +277,13 @@ def test_what_was_collected_is_written_though_the_rest_fails() -> None:
             client._writer.write(b"a")
             client._writer.write(b"b")
             asyncio.run(client._writer.drain())
+            client._writer.other()  # of another version of the SDK, say
+            client._writer.write(b"c")
             raise ConnectionResetError
 
     with pytest.raises(ConnectionResetError):
         fail()
-    assert written == [b"ab"]
+    assert written == [b"ab", b"-", b"c"]
     assert client._writer is stream
 
 
@@ -318,13 +342,15 @@ def test_no_row_overtakes_those_that_another_thread_sends(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, ends: bool
 ) -> None:
     """Neither one that is logged while they are on their way nor one behind the end of the batch."""
-    asyncer, taken = run._interface._asyncer, threading.Event()
+    asyncer, taken, overtaken = run._interface._asyncer, threading.Event(), threading.Event()
     ask = asyncer.run
 
     def slowly(function: Any) -> Any:
-        if threading.current_thread() is thread and not taken.is_set():
+        if threading.current_thread() is not thread:
+            overtaken.set()  # at the latest when the batch ends, were it not to wait
+        elif not taken.is_set():
             taken.set()
-            time.sleep(0.5)
+            overtaken.wait(0.5)
         return ask(function)
 
     def fill() -> None:
@@ -337,6 +363,7 @@ def test_no_row_overtakes_those_that_another_thread_sends(
         run.log({"ours": 0})
         thread.start()
         assert taken.wait(30)
+        assert not overtaken.is_set()
         if not ends:
             run.log({"ours": 1})
     run.log({"ours": 2})

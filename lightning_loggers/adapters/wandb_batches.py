@@ -45,11 +45,11 @@ def sent_together(run: Any) -> Iterator[Callable[[Row], object]]:
     Raises:
         Exception: What the SDK raises if its service is gone; a part may have been sent.
     """
-    interface = getattr(run, "_interface", None)
-    if not _is_as_known(interface):
+    batch = _batch_of(run)
+    if batch is None:
         yield run.log
         return
-    batch = _Batch(run)
+    interface = run._interface
     ours = {"_publish": batch.publish, "_deliver": batch.deliver, "_record_client_encode": batch.measure}
     vars(interface).update(ours)
     try:
@@ -62,9 +62,16 @@ def sent_together(run: Any) -> Iterator[Callable[[Row], object]]:
                 del vars(interface)[name]
 
 
-def _is_as_known(interface: Any) -> bool:
+def _batch_of(run: Any) -> "_Batch | None":
+    """A batch for what a run publishes; ``None`` where the SDK is another, or a batch is open."""
+    interface = getattr(run, "_interface", None)
     known = ("_publish", "_deliver", "_record_client_encode", "_assign", "_asyncer", "_client")
-    return all(hasattr(interface, name) for name in known) and "_publish" not in vars(interface)
+    if not all(hasattr(interface, name) for name in known) or "_publish" in vars(interface):
+        return None
+    try:
+        return _Batch(run)
+    except ImportError:
+        return None
 
 
 def _is_plain(row: Row) -> bool:
@@ -112,15 +119,18 @@ class _Batch:
 
     def _compare(self, row: Row) -> None:
         """Let the SDK log a row, and see whether we would have done the same."""
-        run, thread = self._run, threading.get_ident()
-        before = getattr(run, "_local_step", None)
-        self._made_by_sdk = thread, None
+        run = self._run
+        before: Any = getattr(run, "_local_step", None)
+        self._made_by_sdk = threading.get_ident(), None
         try:
             run.log(row)
         finally:
             (_, made), self._made_by_sdk = self._made_by_sdk, None
-        counted = type(before) is int and run._local_step == before + 1
-        self._makes_rows = counted and hasattr(run, "_is_finished") and made == self._request_of(row)
+        try:
+            counted = run._local_step == before + 1 and not run._is_finished
+            self._makes_rows = counted and made == self._request_of(row)
+        except Exception:  # noqa: BLE001 - another SDK with other fields; the row has been logged
+            self._makes_rows = False
 
     def _request_of(self, row: Row) -> Any:
         request, to_json = self._new_request(), self._to_json
@@ -204,21 +214,34 @@ def _written_at_once(client: Any) -> Iterator[None]:
     if writer is None:
         yield
         return
-    collected = _Collected()
+    collected = _Collected(writer)
     client._writer = collected
     try:
         yield
     finally:
         client._writer = writer
-        writer.write(b"".join(collected.parts))
+        collected.flush()
 
 
 class _Collected:
-    """Takes what is written in place of an asyncio stream. It is never full: nobody else's turn comes meanwhile."""
+    """Takes what is written in place of an asyncio stream; whatever else is asked of that stream comes behind it.
 
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-        self.write = self.parts.append
+    It is never full, so that nobody else's turn comes meanwhile.
+    """
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+        self._parts: list[bytes] = []
+        self.write = self._parts.append
 
     async def drain(self) -> None:
         """Nothing to wait for."""
+
+    def flush(self) -> None:
+        """Write what there is."""
+        self._writer.write(b"".join(self._parts))
+        self._parts.clear()
+
+    def __getattr__(self, name: str) -> Any:
+        self.flush()
+        return getattr(self._writer, name)

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_loggers.adapters.base import Adapter
 from lightning_loggers.adapters.registry import adapter_class
+from lightning_loggers.delivery.pending import remaining_bytes
 from lightning_loggers.delivery.state import StateFile, TrackerState, state_name
 from lightning_loggers.errors import ConfigurationError, JournalFormatError
 from lightning_loggers.journal.layout import (
@@ -17,10 +18,9 @@ from lightning_loggers.journal.layout import (
     journal_dir,
     list_segments,
     lock_path,
-    segment_path,
 )
 from lightning_loggers.journal.lock import is_locked
-from lightning_loggers.journal.reader import Position, read_first_header
+from lightning_loggers.journal.reader import read_first_header
 from lightning_loggers.records import Header
 from lightning_loggers.secrets import secrets_of_uri, strip_uri
 
@@ -190,21 +190,6 @@ def _spelled_like(address: str, model: str) -> str:
     if not _same_place(address, model):
         return address
     return address.rstrip("/") + model[len(model.rstrip("/")) :]
-
-
-def remaining_bytes(folder: Path, cursors: dict[str, Position]) -> int:
-    """Bytes of a journal that lie behind the cursors, for a progress bar."""
-    total = 0
-    for stream, segments in list_segments(folder).items():
-        at = cursors.get(stream, Position())
-        for segment in segments:
-            if segment >= at.segment:
-                try:
-                    size = segment_path(folder, stream, segment).stat().st_size
-                except OSError:
-                    continue
-                total += max(size - at.offset, 0) if segment == at.segment else size
-    return total
 
 
 def _is_empty(folder: Path) -> bool:

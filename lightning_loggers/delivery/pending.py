@@ -1,4 +1,4 @@
-"""What of a journal is not delivered yet: counted in its files, nothing is decoded. Loads no SDK."""
+"""What of a journal is not delivered yet: by its files, nothing is decoded. Loads no SDK."""
 
 import contextlib
 import os
@@ -20,6 +20,21 @@ def ends_of(folder: Path) -> dict[str, Position]:
             size = segment_path(folder, stream, segments[-1]).stat().st_size
             ends[stream] = Position(segments[-1], size)
     return ends
+
+
+def remaining_bytes(folder: Path, cursors: dict[str, Position]) -> int:
+    """Bytes of a journal that lie behind the cursors, for a progress bar."""
+    total = 0
+    for stream, segments in list_segments(folder).items():
+        at = cursors.get(stream, Position())
+        for segment in segments:
+            if segment >= at.segment:
+                try:
+                    size = segment_path(folder, stream, segment).stat().st_size
+                except OSError:
+                    continue
+                total += max(size - at.offset, 0) if segment == at.segment else size
+    return total
 
 
 def pending_of(run_dir: Path, state: TrackerState | None) -> tuple[int, int | None]:

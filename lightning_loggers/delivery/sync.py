@@ -18,9 +18,9 @@ from typing_extensions import override
 from lightning_loggers.adapters.base import FaultKind
 from lightning_loggers.adapters.registry import KNOWN, adapter_class, require_sdk
 from lightning_loggers.delivery.backoff import Backoff
-from lightning_loggers.delivery.discover import Target, find_runs, remaining_bytes, resolve
+from lightning_loggers.delivery.discover import Target, find_runs, resolve
 from lightning_loggers.delivery.overview import Overview, look
-from lightning_loggers.delivery.pending import ends_of
+from lightning_loggers.delivery.pending import ends_of, remaining_bytes
 from lightning_loggers.delivery.worker import Step, StepKind, Worker
 from lightning_loggers.errors import ConfigurationError, LightningLoggersError
 from lightning_loggers.journal.reader import Position
