@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import wait_until
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger as LightningsLogger
 from PIL import Image
@@ -24,6 +25,7 @@ from wandb_running import OWN, answering, deliver, fit, isolated, logged, make, 
 from wandb_standin import API_KEY, StandInRun, WandbStandIn
 
 from lightning_loggers import WandbLogger
+from lightning_loggers.adapters import wandb_file
 from lightning_loggers.adapters.wandb_file import MARK, RunFile
 from lightning_loggers.delivery.worker import StepKind, Worker
 from lightning_loggers.errors import ConfigurationError, MissingDependencyError, TrackerUnavailableError
@@ -211,9 +213,12 @@ def test_offline_what_was_logged_is_read_back_by_wandb_sync(tmp_path: Path, stan
     assert [row["_step"] for row in run.history] == list(range(len(STEPS) + 1))
 
 
-def test_the_sdks_file_is_read_as_it_grows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("blocks", [1, 2, 32])
+def test_the_sdks_file_is_read_as_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
     """A file that ends anywhere in its records gives those before, and the others once they are there."""
     import wandb
+
+    monkeypatch.setattr(wandb_file, "_READ_BYTES", blocks * wandb_file._BLOCK_BYTES)
 
     run = wandb.init(mode="offline", dir=tmp_path, settings=wandb.Settings(**QUIET, **OWN))
     for step in range(200):
@@ -516,7 +521,7 @@ def test_row_logged_by_hand_in_the_middle_of_a_delivery_holds_nothing_up(
 ) -> None:
     """A user's row with a step of its own, between our row and the question for its number, is held by the SDK."""
     from lightning_loggers.adapters import wandb_session
-    from lightning_loggers.adapters.wandb import only_live_run
+    from lightning_loggers.adapters.wandb import only_live_run, share_run
     from lightning_loggers.adapters.wandb_records import Rows
 
     by_hand = [70, 200]
@@ -525,6 +530,7 @@ def test_row_logged_by_hand_in_the_middle_of_a_delivery_holds_nothing_up(
     def log_and_be_joined(self: Rows, log: Any, record: Any) -> None:
         log_row(self, log, record)
         if by_hand:
+            share_run(run_dir(logger))  # as logger.experiment does
             only_live_run().log({"mine": 1.0}, step=by_hand.pop(0))
 
     monkeypatch.setattr(Rows, "log", log_and_be_joined)
@@ -537,6 +543,49 @@ def test_row_logged_by_hand_in_the_middle_of_a_delivery_holds_nothing_up(
     run = OfflineRun(tmp_path, str(logger.version))
     assert [row["loss"] for row in run.rows if "loss" in row] == [0.0, 1.0]
     assert sum(row.get("mine", 0) for row in run.rows) == 2.0
+
+
+def test_the_sdk_is_asked_for_the_number_of_rows_only_where_others_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question costs more than the rows; that ours are all there is seen from the file."""
+    from lightning_loggers.adapters.wandb_session import Session
+
+    asked: list[int] = []
+    count = Session._count
+
+    def counted(self: Session) -> int:
+        asked.append(count(self))
+        return asked[-1]
+
+    monkeypatch.setattr(Session, "_count", counted)
+    logger = make(tmp_path, offline=True)
+    for step in range(3):
+        logger.log_metrics({"loss": float(step)}, step)
+        wait_until(lambda: logger.stats.pending == 0, 30, "delivery")
+    assert asked == []
+    logger.experiment.log({"mine": 1.0})
+    logger.log_metrics({"loss": 3.0}, 3)
+    wait_until(lambda: logger.stats.pending == 0, 30, "delivery")
+    assert asked == [4, 5]
+    logger.finalize("success")
+    assert [row.get("loss") for row in OfflineRun(tmp_path, str(logger.version)).rows] == [0.0, 1.0, 2.0, None, 3.0]
+
+
+def test_nobody_is_looked_for_who_still_writes_what_this_process_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search goes through the open files of all processes, and the file would be read again at every fit."""
+    from lightning_loggers.adapters import wandb_begin
+
+    monkeypatch.setattr(wandb_begin, "is_open", lambda path: pytest.fail(f"{path} was looked for"))
+    logger = make(tmp_path, offline=True)
+    for step in range(3):
+        logger.log_metrics({"loss": float(step)}, step)
+        logger.finalize("success")
+        assert (logger.stats.pending, logger.stats.retried) == (0, 0)
+    assert [row["loss"] for row in OfflineRun(tmp_path, str(logger.version)).rows] == [0.0, 1.0, 2.0]
+    assert {file.rows for file in wandb_file._ended.values() if file.path.is_relative_to(tmp_path)} == {1}
 
 
 def test_artifacts_are_used_and_downloaded(tmp_path: Path, standin: WandbStandIn) -> None:

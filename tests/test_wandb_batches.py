@@ -160,6 +160,8 @@ def test_a_row_without_its_time_is_the_sdks(run: Any, tmp_path: Path) -> None:
 
 def test_a_row_made_here_is_the_sdks(run: Any) -> None:
     """Byte for byte, whatever its names and numbers: only the first one of a batch is looked at."""
+    from wandb.proto import wandb_server_pb2 as server
+
     made: list[Any] = []
     keys = st.text(st.characters(codec="utf-8"), min_size=1)
     ours = wandb_batches._Batch(run)
@@ -171,9 +173,14 @@ def test_a_row_made_here_is_the_sdks(run: Any) -> None:
         row["_timestamp"] = 1.5e9
         run.log(row)
         run._interface._assign(made[-1])
-        assert ours._request_of(row).record_publish.SerializeToString() == made[-1].SerializeToString()
+        request = server.ServerRequest()
+        request.record_publish.CopyFrom(made[-1])
+        assert ours._encode(row) == request.SerializeToString()
 
     compare()
+    for length in (1, 100, 127, 128, 20_000):  # whose lengths take one byte, two, three
+        compare.hypothesis.inner_test({"k" * length: 10**length if length < 10**4 else 1, "b": 0.1})
+    compare.hypothesis.inner_test({f"key_{number}": number / 3 for number in range(5_000)})
     del run._interface._publish
 
 
@@ -193,10 +200,10 @@ def test_rows_that_would_be_others_are_left_to_the_sdk(tmp_path: Path) -> None:
 def test_fields_of_another_sdk_are_left_to_it(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That ours cannot be made stops nothing, and no row is logged twice."""
 
-    def unknown(batch: object, row: object) -> None:
+    def unknown(encoder: object, row: object) -> None:
         raise AttributeError("partial_history")
 
-    monkeypatch.setattr(wandb_batches._Batch, "_request_of", unknown)
+    monkeypatch.setattr(wandb_batches.RowEncoder, "encode", unknown)
     with sent_together(run) as log:
         log({"a": 1, **T})
         log({"a": 2, **T})
@@ -309,7 +316,7 @@ def test_an_error_keeps_nothing_back(run: Any, tmp_path: Path) -> None:
     assert rows(run, tmp_path) == [{"a": 1}]
 
 
-@pytest.mark.parametrize("most", [3, 256])
+@pytest.mark.parametrize("most", [3, 1024])
 def test_rows_of_other_threads(run: Any, tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread that logs to the run while batches begin and end loses nothing, and its rows keep their order."""
     monkeypatch.setattr(wandb_batches, "MOST_TOGETHER", most)  # whichever thread makes them so many sends them

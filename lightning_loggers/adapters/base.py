@@ -56,6 +56,10 @@ class Delivered:
 Outcome = Delivered | Fault
 
 
+UNWATCHED_S = 3.0
+"""A pause between two deliveries to files that only an SDK's own command reads, after the run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a tracker takes, as data.
@@ -156,6 +160,10 @@ class Adapter(ABC):
     may_move: ClassVar[bool] = False
     """Whether delivery may go on in another process in the middle of a run: the SDK has nothing in the training process
     that users rely on, and closing and opening the run leaves no trace."""
+
+    pause_s: float = 1.0
+    """Seconds to the next look at the journal of a run that goes on; :data:`UNWATCHED_S` where nobody can see
+    what arrives, since a look costs as much as hundreds of records."""
 
     def __init__(self, context: Context) -> None:
         self.context = context

@@ -17,7 +17,15 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from lightning_loggers.adapters.base import Adapter, Capabilities, Context, Fault, FaultKind, unknown_option
+from lightning_loggers.adapters.base import (
+    UNWATCHED_S,
+    Adapter,
+    Capabilities,
+    Context,
+    Fault,
+    FaultKind,
+    unknown_option,
+)
 from lightning_loggers.adapters.comet_archive import Archive
 from lightning_loggers.adapters.comet_media import OWN_FORMS, Media
 from lightning_loggers.adapters.comet_sdk import (
@@ -137,6 +145,8 @@ class CometAdapter(Adapter):
             self._sdk = load_sdk()
         if self._destination is None:
             self._destination = self._choose(self._sdk)
+            if isinstance(self._destination, Archive):
+                self.pause_s = UNWATCHED_S
         self._destination.open()
         self.context.save_remote()
 

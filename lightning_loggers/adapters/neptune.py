@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 
 from typing_extensions import override
 
-from lightning_loggers.adapters.base import Adapter, Capabilities, Context, Fault, FaultKind
+from lightning_loggers.adapters.base import UNWATCHED_S, Adapter, Capabilities, Context, Fault, FaultKind
 from lightning_loggers.adapters.neptune_fields import Fields, fit_path
 from lightning_loggers.adapters.neptune_records import Encoder, fit_folder, text_file
 from lightning_loggers.adapters.neptune_sinks import (
@@ -120,6 +120,8 @@ class NeptuneAdapter(Adapter):
         super().__init__(context)
         options = context.options
         self._mode = str(options.get("mode") or "async")
+        if self._mode == "offline":
+            self.pause_s = UNWATCHED_S
         self._prefix = fit_path(str(options["prefix"])) + "/" if options.get("prefix") else ""
         extra = context.remote.extra
         self._files = StandardFiles(context, fit_folder)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from lightning_loggers.adapters.base import Adapter, Capabilities, Context, Fault
+from lightning_loggers.adapters.base import UNWATCHED_S, Adapter, Capabilities, Context, Fault
 from lightning_loggers.adapters.standard_files import STANDARD_FILES
 from lightning_loggers.adapters.wandb_begin import begin
 from lightning_loggers.adapters.wandb_file import MARK
@@ -33,7 +33,7 @@ from lightning_loggers.adapters.wandb_sdk import (
     service_is_lost,
     stop_status_checker,
 )
-from lightning_loggers.adapters.wandb_session import Session, StalledError
+from lightning_loggers.adapters.wandb_session import Session, StalledError, lend
 from lightning_loggers.errors import ConfigurationError
 from lightning_loggers.journal.layout import journal_dir
 from lightning_loggers.records import Kind, Record, RunStatus
@@ -90,13 +90,14 @@ def lender() -> dict[str, Any]:
 
 
 def share_run(run_dir: Path) -> None:
-    """Note that somebody else may log rows to a run, for whoever delivers it after a crash.
+    """Note that somebody else may log rows to a run: for the session that lives, and for one after a crash.
 
-    It is a file of its own: the user's thread, which is about to log, may not write what delivery keeps.
+    For the latter it is a file of its own: the user's thread, which is about to log, may not write what delivery keeps.
 
     Raises:
         OSError: If it cannot be written.
     """
+    lend(run_dir)
     (journal_dir(run_dir) / _SHARED).touch()
 
 
@@ -148,6 +149,8 @@ class WandbAdapter(Adapter):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._mode = str(context.options.get("mode") or "online")
+        if self._mode == "offline":
+            self.pause_s = UNWATCHED_S
         self._session: Session | None = None
 
     # ------------------------------------------------------------------ options
@@ -319,7 +322,8 @@ class WandbAdapter(Adapter):
             session.artifacts.wait(records)
             if rows:
                 session.wait_for_rows(len(rows))
-            session.wait_for_file()
+            else:
+                session.wait_for_file()
             if any(has_files(record) for record in rows):
                 session.wait_for_uploads()
         except StalledError:

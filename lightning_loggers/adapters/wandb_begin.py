@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_loggers.adapters.base import Context
-from lightning_loggers.adapters.wandb_file import MARK, is_open, run_folders, tidy
+from lightning_loggers.adapters.wandb_file import MARK, ended, is_open, run_folders, tidy
 from lightning_loggers.adapters.wandb_sdk import (
     ASK_TIMEOUT_S,
     FINISH_TIMEOUT_S,
@@ -123,6 +123,8 @@ def _wait_for_last_host(context: Context, folder: Path) -> None:
     if "file" not in extra:
         return
     last = folder / str(extra["file"])
+    if ended(last) is not None:
+        return
     deadline = time.monotonic() + INIT_TIMEOUT_S / 2
     while is_open(last):
         if time.monotonic() > deadline:

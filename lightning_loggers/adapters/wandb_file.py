@@ -15,10 +15,31 @@ MARK = "lightning_loggers"
 """The key of a run's configuration under which we keep whose run it is, and which names stand for which keys."""
 
 _BLOCK_BYTES = 32768
+_READ_BYTES = 32 * _BLOCK_BYTES
 _FILE_HEADER_BYTES = 7
 _CHUNK_HEADER = struct.Struct("<IHB")
 _WHOLE, _LAST = 1, 4
-_NUMBER, _SUMMARY = b"\x08", 0x1A  # tags of protocol buffers: field 1, a number; field 3, a message
+_NUMBER, _HISTORY, _SUMMARY = b"\x08", 0x12, 0x1A  # tags of protocol buffers: field 1, a number; 2 and 3, messages
+
+
+_ended: dict[Path, "RunFile"] = {}
+_MOST_REMEMBERED = 100
+
+
+def remember_end(file: "RunFile") -> None:
+    """Note that a file was read to its end, behind which nobody will write."""
+    _ended[file.path] = file
+    if len(_ended) > _MOST_REMEMBERED:
+        del _ended[next(iter(_ended))]
+
+
+def ended(path: Path) -> "RunFile | None":
+    """A file whose end this process has seen, as it was read then; ``None`` if it was none, or is not as it was."""
+    file = _ended.get(path)
+    with contextlib.suppress(OSError):
+        if file is not None and path.stat().st_size == file.whole_bytes:
+            return file
+    return None
 
 
 def run_folders(settings: Any, run_id: str) -> list[Path]:
@@ -49,7 +70,8 @@ def earlier_rows(settings: Any, extra: Mapping[str, Any], uid: str) -> tuple[int
         since = begun(Path(str(extra["file"])).parent.name, settings.run_id)
         folders = [folder for folder in folders if begun(folder.name, settings.run_id) >= since]
         base = int(extra.get("base", 0))
-    found = [RunFile(folder / f"run-{settings.run_id}.wandb") for folder in folders]
+    paths = [folder / f"run-{settings.run_id}.wandb" for folder in folders]
+    found = [ended(path) or RunFile(path) for path in paths]
     files = [file for file in found if str(file.path) != settings.sync_file and file.uid == uid]
     rows = base + sum(file.rows for file in files)
     return max(rows, int(extra.get("rows", 0))), any(file.foreign for file in files)
@@ -132,60 +154,69 @@ class RunFile:
         with contextlib.suppress(OSError):
             if self.path.stat().st_size <= self.whole_bytes:
                 return
-        for record in self._records(leave_out=_SUMMARY):  # there are two with every row
-            kind = record.WhichOneof("record_type")
-            if kind == "history":
-                # Not counted: what a user logs with a step of his own skips numbers.
-                self.rows = max(self.rows, record.history.step.num + 1)
-            elif kind == "artifact":
-                self.artifacts += 1
-            elif kind == "exit":
-                self.ended = True
-            elif kind in {"config", "run"}:
-                config = record.config if kind == "config" else record.run.config
-                for item in config.update:
-                    if item.key == MARK:
-                        mark = json.loads(item.value_json)
-                        self.uid = mark.get("run_uid", self.uid)
-                        self.foreign = self.foreign or bool(mark.get("foreign"))
-                        self.params_no = max(self.params_no, int(mark.get("params_no") or 0))
+        row: bytes | None = None
+        for payload in self._payloads():
+            kind = _kind(payload)
+            if kind == _HISTORY:
+                row = payload  # their numbers go up
+            elif kind != _SUMMARY:  # there are two with every row
+                self._note(_record(payload))
+        if row is not None:
+            # Not counted: what a user logs with a step of his own skips numbers.
+            self.rows = max(self.rows, _record(row).history.step.num + 1)
+
+    def _note(self, record: Any) -> None:
+        kind = record.WhichOneof("record_type")
+        if kind == "artifact":
+            self.artifacts += 1
+        elif kind == "exit":
+            self.ended = True
+        elif kind in {"config", "run"}:
+            config = record.config if kind == "config" else record.run.config
+            for item in config.update:
+                if item.key == MARK:
+                    mark = json.loads(item.value_json)
+                    self.uid = mark.get("run_uid", self.uid)
+                    self.foreign = self.foreign or bool(mark.get("foreign"))
+                    self.params_no = max(self.params_no, int(mark.get("params_no") or 0))
 
     def records(self) -> Iterator[Any]:
         """The SDK's records from :attr:`whole_bytes` on, which goes along."""
-        yield from self._records(leave_out=None)
-
-    def _records(self, *, leave_out: int | None) -> Iterator[Any]:
-        from wandb.proto import wandb_internal_pb2 as pb
-
-        for payload in self._payloads():
-            if leave_out is not None and _kind(payload) == leave_out:
-                continue
-            record = pb.Record()
-            record.ParseFromString(payload)
-            yield record
+        yield from map(_record, self._payloads())
 
     def _payloads(self) -> Iterator[bytes]:
         try:
-            file = self.path.open("rb")
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return
-        with file:
+        try:
             place, parts = self.whole_bytes, b""
             while True:
-                file.seek(place)
-                block = file.read(_BLOCK_BYTES - place % _BLOCK_BYTES)
-                begin = 0
-                while begin + _CHUNK_HEADER.size <= len(block):
-                    _, length, kind = _CHUNK_HEADER.unpack_from(block, begin)
-                    end = begin + _CHUNK_HEADER.size + length
-                    if kind == 0 or end > len(block):
-                        return  # not written yet
-                    parts += block[begin + _CHUNK_HEADER.size : end]
-                    begin = end
-                    if kind in {_WHOLE, _LAST}:
-                        self.whole_bytes = place + begin
-                        yield parts
-                        parts = b""
-                place += len(block)
-                if place % _BLOCK_BYTES or not block:
+                data, begin = os.pread(fd, _READ_BYTES - place % _BLOCK_BYTES, place), 0
+                while begin < len(data):
+                    limit = min(begin + _BLOCK_BYTES - (place + begin) % _BLOCK_BYTES, len(data))
+                    while begin + _CHUNK_HEADER.size <= limit:
+                        _, length, kind = _CHUNK_HEADER.unpack_from(data, begin)
+                        end = begin + _CHUNK_HEADER.size + length
+                        if kind == 0 or end > limit:
+                            return  # not written yet
+                        parts += data[begin + _CHUNK_HEADER.size : end]
+                        begin = end
+                        if kind in {_WHOLE, _LAST}:
+                            self.whole_bytes = place + begin
+                            yield parts
+                            parts = b""
+                    begin = limit  # what is left of a block is too short for a chunk
+                place += len(data)
+                if place % _BLOCK_BYTES or not data:
                     return
+        finally:
+            os.close(fd)
+
+
+def _record(payload: bytes) -> Any:
+    from wandb.proto import wandb_internal_pb2 as pb
+
+    record = pb.Record()
+    record.ParseFromString(payload)
+    return record

@@ -17,7 +17,7 @@ from typing import Any
 from lightning_loggers.adapters.base import Context, FaultKind
 from lightning_loggers.adapters.wandb_artifacts import UPLOAD_PATIENCE_S, Artifacts
 from lightning_loggers.adapters.wandb_batches import sent_together
-from lightning_loggers.adapters.wandb_file import MARK, RunFile, earlier_rows
+from lightning_loggers.adapters.wandb_file import MARK, RunFile, earlier_rows, remember_end
 from lightning_loggers.adapters.wandb_records import AXIS, Rows, merged, nested_params
 from lightning_loggers.adapters.wandb_sdk import (
     FINISH_TIMEOUT_S,
@@ -36,6 +36,10 @@ PAUSES_S = (0.1, 1.0)
 """The first and the longest pause between two questions whether rows have arrived."""
 
 _UNANSWERED = 2
+_FILE_PAUSES_S = (0.05, 0.2)
+"""Likewise, whether they have been written: the SDK does so every half second, and each look is felt by training."""
+
+_lent: set[Path] = set()
 _ROWS_QUERY = """
 query LightningLoggersRows($project: String, $entity: String, $name: String!) {
     model(name: $project, entityName: $entity) { bucket(name: $name, missingOk: true) { historyTail config } }
@@ -57,6 +61,11 @@ def mark_of(bucket: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(found) if isinstance(found, Mapping) else {}
 
 
+def lend(run_dir: Path) -> None:
+    """Note that from here on somebody else in this process may log rows to a run."""
+    _lent.add(run_dir.absolute())
+
+
 class Session:
     """The SDK's run while we log to it.
 
@@ -75,6 +84,7 @@ class Session:
         self.run = run
         self.ours = ours
         self._context = context
+        self._folder = context.run_dir.absolute()
         self._patience_s = PATIENCE_S + 2 * (run.settings.x_file_stream_transmit_interval or 15.0)
         self._file: RunFile | None = None  # what the SDK has written; None online
         self._api: Any = None  # asks W&B; None offline
@@ -167,7 +177,8 @@ class Session:
         new = records[len(self._handed) :]
         if not new:
             return
-        before = self._count()
+        # The question makes the SDK's threads take turns with training some forty times.
+        before = self._next if self._alone else self._count()
         if before > self._next:
             self.lose_count()
             self._next = before
@@ -182,7 +193,7 @@ class Session:
             if fault_of(error).kind in {FaultKind.REJECTED, FaultKind.BUG}:
                 self.lose_count()  # delivery goes on with parts of this record, or without it
             raise
-        after = self._count()
+        after = self._next if self._alone else self._count()
         if after > self._next:
             # Somebody logs at the same time: our rows are all there when the last of theirs is. The SDK holds a row
             # that was logged with a step until the next one: it is not to wait for whenever that comes.
@@ -205,6 +216,11 @@ class Session:
             extra["foreign"] = True
             self._context.save_remote()
             self._mark(foreign=True)
+
+    @property
+    def _alone(self) -> bool:
+        """Whether nobody else has been able to log a row until now."""
+        return self.ours and not self._context.remote.extra.get("foreign") and self._folder not in _lent
 
     def _count(self) -> int:
         """The number of the next row as the SDK has it; its own count begins anew in a resumed or offline run."""
@@ -257,7 +273,7 @@ class Session:
             rows = self._progress()
             return rows >= target and not extra.get("params") and self._file.artifacts >= self.artifacts.due
 
-        if not _wait_until(written, PATIENCE_S):
+        if not _wait_until(written, PATIENCE_S, *_FILE_PAUSES_S):
             raise StalledError(f"the SDK does not write to {self._file.path} (is the disk full?)")
 
     def wait_for_uploads(self) -> None:
@@ -307,8 +323,9 @@ class Session:
         if self._file is not None:
             # The SDK writes the end a moment after it says so.
             file = self._file
-            if not _wait_until(lambda: self._progress() >= 0 and file.ended, FINISH_TIMEOUT_S, 0.01):
+            if not _wait_until(lambda: self._progress() >= 0 and file.ended, FINISH_TIMEOUT_S, 0.01, 0.01):
                 raise UnreachableError(f"the SDK does not write the end of the run to {file.path}")
+            remember_end(file)
         elif self._context.remote.extra.get("params"):
             with contextlib.suppress(Exception):  # asked again by whoever continues the run
                 self._progress()
@@ -318,10 +335,13 @@ class StalledError(UnreachableError):
     """The SDK has stopped sending, as it does for good after some answers: only a new session will send the rest."""
 
 
-def _wait_until(condition: Callable[[], bool], timeout_s: float, pause_s: float = 0.05) -> bool:
+def _wait_until(
+    condition: Callable[[], bool], timeout_s: float, pause_s: float = 0.05, longest_s: float = 0.05
+) -> bool:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
             return False
         time.sleep(pause_s)
+        pause_s = min(pause_s * 2, longest_s)
     return True

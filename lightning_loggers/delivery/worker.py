@@ -278,10 +278,10 @@ class Worker:
         if self._merger is not None:
             return self._step_merged(self._merger, state)
         progressed = more = False
-        for stream in list_segments(self.folder):
+        for stream, segments in list_segments(self.folder).items():
             cursor = state.cursors.get(stream, Position())
             reader = StreamReader(self.folder, stream)
-            chunk = reader.read(cursor, self._read_bytes)
+            chunk = reader.read(cursor, self._read_bytes, segments=segments)
             if chunk.at_end and chunk.torn_bytes and not is_locked(lock_path(self.folder, stream)):
                 chunk = reader.read(cursor, self._read_bytes, final=True)  # nobody will complete that last line
             for damage in chunk.damage:
@@ -299,7 +299,8 @@ class Worker:
             self.last_fault = None
             self._read_bytes = min(self._read_bytes * 2, _LARGEST_READ_BYTES)
             progressed, more = True, more or chunk.more
-        return Step(StepKind.PROGRESS if progressed else StepKind.IDLE, 0.0 if more else POLL_S)
+        pause_s = POLL_S if self._adapter is None else self._adapter.pause_s
+        return Step(StepKind.PROGRESS if progressed else StepKind.IDLE, 0.0 if more else pause_s)
 
     def _step_merged(self, merger: "RankMerger", state: TrackerState) -> Step:
         """As :meth:`_step`, for a run that several ranks log to."""

@@ -12,6 +12,7 @@
             rejected.jsonl          what the tracker refused, with the reason
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -70,14 +71,13 @@ def list_segments(folder: Path) -> dict[str, list[int]]:
     """
     streams: dict[str, list[int]] = {}
     try:
-        entries = list(folder.iterdir())
+        with os.scandir(folder) as entries:  # which knows what is a file without asking for each
+            for entry in entries:
+                match = _SEGMENT.fullmatch(entry.name)
+                if match is not None and entry.is_file(follow_symlinks=False):
+                    streams.setdefault(match["stream"], []).append(int(match["segment"] or 0))
     except OSError:
         return {}
-    for entry in entries:
-        match = _SEGMENT.fullmatch(entry.name)
-        if match is None or entry.is_symlink() or not entry.is_file():
-            continue
-        streams.setdefault(match["stream"], []).append(int(match["segment"] or 0))
     return {stream: sorted(streams[stream]) for stream in sorted(streams)}
 
 

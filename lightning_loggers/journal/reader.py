@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from zlib import crc32
@@ -106,7 +106,14 @@ class StreamReader:
         self.folder = folder
         self.stream = stream
 
-    def read(self, position: Position, max_bytes: int = _CHUNK_BYTES, *, final: bool = False) -> Chunk:
+    def read(
+        self,
+        position: Position,
+        max_bytes: int = _CHUNK_BYTES,
+        *,
+        final: bool = False,
+        segments: Sequence[int] | None = None,
+    ) -> Chunk:
         """Read the next chunk.
 
         Args:
@@ -114,6 +121,7 @@ class StreamReader:
             max_bytes: About how much to read at once; a longer line is read whole.
             final: Whether the stream's writer is known to be gone: then its torn last line is read as it stands, what
                 is whole in it is yielded, and the rest is damage.
+            segments: Numbers of the stream's segments, for whoever has just listed them.
 
         Returns:
             The chunk; its ``end`` always makes progress unless it is ``at_end``.
@@ -122,7 +130,8 @@ class StreamReader:
             JournalError: If a segment may not be read.
             JournalFormatError: If a header says that a newer version of this package wrote the stream.
         """
-        segments = list_segments(self.folder).get(self.stream, [])
+        if segments is None:
+            segments = list_segments(self.folder).get(self.stream, [])
         if not segments or position.segment > segments[-1]:
             return Chunk(end=position, at_end=True)
         if position.segment not in segments:
