@@ -94,7 +94,7 @@ def _bare(uri: str, points: int) -> dict[str, Any]:
 
 
 def fit(row: str, epochs: int, turns: int, uri: str, folder: Path) -> dict[str, Any]:
-    """(d) Seconds of a real ``Trainer.fit``: its training loop, all of it, and of the processor in the loop.
+    """(d) Seconds of a real ``Trainer.fit``: its training loop, all of it, of the processor in the loop, in log calls.
 
     ``turns`` fits with the logger, each between two without. The first one is the first of its process: it has the SDK's
     start in it.
@@ -120,7 +120,20 @@ def fit(row: str, epochs: int, turns: int, uri: str, folder: Path) -> dict[str, 
             self.computed = time.process_time() - self._all
             self.others = self.computed - (time.thread_time() - self._own)
 
-    def train(logger: Any, number: int) -> tuple[float, float, float, float]:
+    inside = 0.0
+
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            nonlocal inside
+            begun = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                inside += time.perf_counter() - begun
+
+        return wrapper
+
+    def train(logger: Any, number: int) -> tuple[float, float, float, float, float]:
         seed_everything(0, verbose=False)
         clock = Clock()
         trainer = Trainer(
@@ -128,9 +141,9 @@ def fit(row: str, epochs: int, turns: int, uri: str, folder: Path) -> dict[str, 
             enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=0, limit_val_batches=0,
             callbacks=[clock],
         )  # fmt: skip
-        begun = time.perf_counter()
+        before, begun = inside, time.perf_counter()
         trainer.fit(DigitsNet(), DigitsData())
-        return clock.seconds, time.perf_counter() - begun, clock.computed, clock.others
+        return clock.seconds, time.perf_counter() - begun, clock.computed, clock.others, inside - before
 
     train(False, 1)
     logger: Any = False
@@ -142,12 +155,14 @@ def fit(row: str, epochs: int, turns: int, uri: str, folder: Path) -> dict[str, 
         logger = BY_NAME[row].make(folder, uri)
         if not hasattr(logger, "log_hyperparams"):
             logger = _as_lightnings(logger)
+    if logger:
+        logger.log_metrics, logger.save = timed(logger.log_metrics), timed(logger.save)
     # In turn within one process: machines change their speed from one minute to the next.
     off, on = [train(False, epochs)], []
     for _ in range(turns):
         on.append(train(logger, epochs))
         off.append(train(False, epochs))
-    parts = enumerate(("loop", "whole", "computed", "others"))
+    parts = enumerate(("loop", "whole", "computed", "others", "calls"))
     return {part: {"off": [taken[at] for taken in off], "on": [taken[at] for taken in on]} for at, part in parts}
 
 

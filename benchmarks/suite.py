@@ -2,7 +2,9 @@
 
 import contextlib
 import importlib.util
+import itertools
 import json
+import math
 import os
 import signal
 import socket
@@ -28,6 +30,13 @@ STORES: Sequence[tuple[str, int | None]] = (
 )
 MLFLOW = ("ours, MLFlowLogger, SQLite", "ours, MLFlowLogger, server")
 NOTHING_LISTENS = "http://127.0.0.1:9"
+
+_CALM = 0.03
+_FEWEST_CALM = 4
+_OF_CALM = (
+    "The ratio is the median, with its standard error and the quartiles in brackets, of the turns in calm: those whose two "
+    f"neighbours are at most {_CALM:.0%} apart (of all, where these are fewer than {_FEWEST_CALM})."
+)
 
 
 @dataclass(frozen=True)
@@ -134,12 +143,19 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 def _middle(values: Sequence[float], form: str) -> str:
     low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
-    return f"{statistics.median(values):{form}} ({low:{form}} to {high:{form}})"
+    error = math.sqrt(math.pi / 2) * (high - low) / 1.349 / math.sqrt(len(values))  # of a median, of normal errors
+    return f"{statistics.median(values):{form}} ± {error:{form}} ({low:{form}} to {high:{form}})"
 
 
-def _beside(off: Sequence[float], on: Sequence[float]) -> list[float]:
+def _beside(off: Sequence[float], on: Sequence[float], where: Sequence[bool]) -> list[float]:
     """Each of ``on`` beside the mean of those before and after it."""
-    return [2 * value / (before + after) for value, before, after in zip(on, off, off[1:], strict=False)]
+    pairs = zip(on, off, off[1:], where, strict=False)
+    return [2 * value / (before + after) for value, before, after, chosen in pairs if chosen]
+
+
+def _calm(off: Sequence[float]) -> list[bool]:
+    """Whether the machine was the same before and after a turn, whatever the turn itself took."""
+    return [abs(after - before) <= _CALM * (after + before) / 2 for before, after in itertools.pairwise(off)]
 
 
 @dataclass
@@ -235,22 +251,30 @@ def fit(report: Report, size: Size, uri: str) -> None:
     found = in_turn("fit", given, size.repeats)
     lines = []
     for name, results in found.items():
+        calm = [_calm(r["loop"]["off"]) for r in results]
+        turns, number = sum(map(len, calm)), sum(map(sum, calm))
+        if number < _FEWEST_CALM:
+            calm = [[True] * len(flags) for flags in calm]
         ratios = {
-            part: [ratio for r in results for ratio in _beside(r[part]["off"], r[part]["on"])]
+            part: [ratio for r, flags in zip(results, calm, strict=True) for ratio in _beside(r[part]["off"], r[part]["on"], flags)]
             for part in ("loop", "whole", "computed")
-        }
+        }  # fmt: skip
         seconds = [taken for r in results for taken in r["loop"]["on"]]
-        others = [o / s for r in results for o, s in zip(r["others"]["on"], r["loop"]["on"], strict=True)]
+        calls_, others = (
+            [part / loop for r in results for part, loop in zip(r[what]["on"], r["loop"]["on"], strict=True)]
+            for what in ("calls", "others")
+        )
         starts = [r["whole"]["on"][0] - r["whole"]["off"][0] for r in results]
         cells = [_spread(seconds, ".2f"), *(_middle(values, ".3f") for values in ratios.values())]
-        lines.append([name, *cells, _middle(others, ".2%"), _spread(starts, ".1f")])
+        parts = [_middle(calls_, ".2%"), _middle(others, ".2%")]
+        lines.append([name, *cells, f"{number} of {turns}", *parts, _spread(starts, ".1f")])
     report.table(
         "A real training",
         f"`Trainer.fit` of the digits network, {size.epochs} epochs of 45 steps, every step logged "
         "(`log_every_n_steps=1`): seconds of the training loop; its ratio, that of the whole `fit` (with the end, which waits "
         "for delivery) and that of the processor time of all threads in the loop, to `logger=False`. In every process "
-        f"{size.turns} fits with the logger, each beside the mean of the one before it and the one after it without; the "
-        "ratio is the median of all, in brackets their quartiles. Then what other threads of the process compute, of the "
+        f"{size.turns} fits with the logger, each beside the mean of the one before it and the one after it without. "
+        f"{_OF_CALM} Then what the log calls take in the loop, and what other threads of the process compute, of the "
         "loop's time; and how many seconds more than the fit before it the process's first fit with the logger takes, which "
         "has the SDK's start in it.",
         [
@@ -259,6 +283,8 @@ def fit(report: Report, size: Size, uri: str) -> None:
             "loop, ratio",
             "whole fit, ratio",
             "processor, ratio",
+            "calm",
+            "log calls",
             "other threads",
             "first fit, s more",
         ],
@@ -277,16 +303,24 @@ def busy(report: Report, size: Size, uri: str) -> None:
     found = in_turn("busy", given, size.repeats)
     lines = []
     for name, results in found.items():
-        ratios = [1 / ratio for r in results for ratio in _beside(r["off"], [done for done, _, _ in r["on"]])]
+        calm = [_calm(r["off"]) for r in results]
+        turns, number = sum(map(len, calm)), sum(map(sum, calm))
+        if number < _FEWEST_CALM:
+            calm = [[True] * len(flags) for flags in calm]
+        ratios = [
+            1 / ratio for r, flags in zip(results, calm, strict=True)
+            for ratio in _beside(r["off"], [done for done, _, _ in r["on"]], flags)
+        ]  # fmt: skip
         calls_, others = ([turn[at] for r in results for turn in r["on"]] for at in (1, 2))
-        lines.append([name, _middle(ratios, ".3f"), _middle(calls_, ".2%"), _middle(others, ".2%")])
+        of_all = f"{number} of {turns}"
+        lines.append([name, _middle(ratios, ".3f"), of_all, _middle(calls_, ".2%"), _middle(others, ".2%")])
     report.table(
         "A busy Python loop beside delivery",
         "How much longer pure Python work takes while 1,000 points a second are logged and delivered (two cores, shared "
         f"with the MLflow server where there is one). In every process {size.turns} turns with logging, each beside the mean of "
-        "the one before it and the one after it without; the ratio is the median of all, in brackets their quartiles. A pure Python loop stands still while another thread of its process computes in "
-        "Python: the last two columns are the part of the time that the log calls take, and that other threads compute.",
-        ["logger", "ratio", "log calls", "other threads' processor time"],
+        f"the one before it and the one after it without. {_OF_CALM} A pure Python loop stands still while another thread "
+        "of its process computes in Python: the last two columns are the part of the time that the log calls take, and that other threads compute.",
+        ["logger", "ratio", "calm", "log calls", "other threads' processor time"],
         lines,
     )
 

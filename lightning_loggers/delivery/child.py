@@ -25,6 +25,7 @@ import msgspec
 from typing_extensions import override
 
 from lightning_loggers.adapters.registry import adapter_class
+from lightning_loggers.background import interrupt_nobody
 from lightning_loggers.delivery.hosts import LONGEST_WAIT_WHILE_DRAINING_S, Job, leftover_workers
 from lightning_loggers.delivery.worker import Step, StepKind, Worker
 from lightning_loggers.notices import Notices
@@ -72,6 +73,7 @@ def main() -> int:
         destination=order["destination"],
         notices=notices,
     )
+    interrupt_nobody()
     says, idle_s = order.get("says"), order.get("idle_s")
     if says is not None:
         adapter_class(job.tracker).load(job.options)

@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from lightning_loggers import importing
 from lightning_loggers.adapters.registry import adapter_class
+from lightning_loggers.background import interrupt_nobody
 from lightning_loggers.delivery.discover import siblings
 from lightning_loggers.delivery.state import StateFile, TrackerState
 from lightning_loggers.delivery.worker import Step, StepKind, Worker
@@ -255,6 +256,7 @@ class ThreadHost(Host):
     def _run(self) -> None:
         worker = self._worker
         assert worker is not None
+        interrupt_nobody()
         with importing.beside_training():
             self._deliver(worker)
 
