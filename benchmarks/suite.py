@@ -158,6 +158,15 @@ def _calm(off: Sequence[float]) -> list[bool]:
     return [abs(after - before) <= _CALM * (after + before) / 2 for before, after in itertools.pairwise(off)]
 
 
+def _in_calm(silent: Sequence[Sequence[float]]) -> tuple[list[list[bool]], str]:
+    """Which turns of each process count, all if too few were in calm; and how many were, for a table."""
+    calm = [_calm(off) for off in silent]
+    turns, number = sum(map(len, calm)), sum(map(sum, calm))
+    if number < _FEWEST_CALM:
+        calm = [[True] * len(flags) for flags in calm]
+    return calm, f"{number} of {turns}"
+
+
 @dataclass
 class Report:
     """Tables so far, and what the picture shows."""
@@ -251,10 +260,7 @@ def fit(report: Report, size: Size, uri: str) -> None:
     found = in_turn("fit", given, size.repeats)
     lines = []
     for name, results in found.items():
-        calm = [_calm(r["loop"]["off"]) for r in results]
-        turns, number = sum(map(len, calm)), sum(map(sum, calm))
-        if number < _FEWEST_CALM:
-            calm = [[True] * len(flags) for flags in calm]
+        calm, of_all = _in_calm([r["loop"]["off"] for r in results])
         ratios = {
             part: [ratio for r, flags in zip(results, calm, strict=True) for ratio in _beside(r[part]["off"], r[part]["on"], flags)]
             for part in ("loop", "whole", "computed")
@@ -267,7 +273,7 @@ def fit(report: Report, size: Size, uri: str) -> None:
         starts = [r["whole"]["on"][0] - r["whole"]["off"][0] for r in results]
         cells = [_spread(seconds, ".2f"), *(_middle(values, ".3f") for values in ratios.values())]
         parts = [_middle(calls_, ".2%"), _middle(others, ".2%")]
-        lines.append([name, *cells, f"{number} of {turns}", *parts, _spread(starts, ".1f")])
+        lines.append([name, *cells, of_all, *parts, _spread(starts, ".1f")])
     report.table(
         "A real training",
         f"`Trainer.fit` of the digits network, {size.epochs} epochs of 45 steps, every step logged "
@@ -303,16 +309,12 @@ def busy(report: Report, size: Size, uri: str) -> None:
     found = in_turn("busy", given, size.repeats)
     lines = []
     for name, results in found.items():
-        calm = [_calm(r["off"]) for r in results]
-        turns, number = sum(map(len, calm)), sum(map(sum, calm))
-        if number < _FEWEST_CALM:
-            calm = [[True] * len(flags) for flags in calm]
+        calm, of_all = _in_calm([r["off"] for r in results])
         ratios = [
             1 / ratio for r, flags in zip(results, calm, strict=True)
             for ratio in _beside(r["off"], [done for done, _, _ in r["on"]], flags)
         ]  # fmt: skip
         calls_, others = ([turn[at] for r in results for turn in r["on"]] for at in (1, 2))
-        of_all = f"{number} of {turns}"
         lines.append([name, _middle(ratios, ".3f"), of_all, _middle(calls_, ".2%"), _middle(others, ".2%")])
     report.table(
         "A busy Python loop beside delivery",

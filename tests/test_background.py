@@ -1,4 +1,4 @@
-"""Threads beside training: they interrupt none of its threads."""
+"""Threads beside training: they do not take its processor the moment they wake."""
 
 import os
 import threading

@@ -613,6 +613,8 @@ def test_an_idle_process_ends(make: Make, mlflow_sqlite: str, monkeypatch: pytes
     child = child_of(logger)._child
     assert child is not None
     assert child._child is not None
+    if hasattr(os, "SCHED_BATCH"):
+        assert os.sched_getscheduler(child._child.pid) == os.SCHED_BATCH
     with pytest.raises(subprocess.TimeoutExpired):  # the run goes on
         child._child.wait(2.0)
     assert child_of(logger).moved

@@ -43,7 +43,7 @@ from lightning_loggers.secrets import has_secret, mask, secrets_of_uri
 if TYPE_CHECKING:
     from lightning_loggers.delivery.merging import GroupKey, Merged, RankMerger
 
-POLL_S = 1.0
+POLL_S = Adapter.pause_s
 _ENDING_POLL_S = 0.05
 _MOST_READ_AHEAD = 5_000
 """Lines of a rank that wait for the others' in memory; it is read on when they have come."""
