@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.rows import BY_NAME, FLOOR, FLOOR_ROW
 
 _FEW_S = 2.5
+_UNIT = list(range(200))  # of work
 
 
 def _metrics(count: int, step: int) -> dict[str, float]:
@@ -93,11 +94,12 @@ def _bare(uri: str, points: int) -> dict[str, Any]:
     return {"seconds": seconds, "complete": len(client.get_metric_history(run, "metric_0")) == points // 5}
 
 
-def fit(row: str, epochs: int, turns: int, uri: str, folder: Path) -> dict[str, Any]:
+def fit(row: str, epochs: int, turns: int, *, settle: float, uri: str, folder: Path) -> dict[str, Any]:
     """(d) Seconds of a real ``Trainer.fit``: its training loop, all of it, of the processor in the loop, in log calls.
 
     ``turns`` fits with the logger, each between two without. The first one is the first of its process: it has the SDK's
-    start in it.
+    start in it. Before each the processor computes for ``settle`` seconds, so that none has one that was idle
+    (as while a fit's end waits for delivery) before it and another has not.
     """
     import torch
     from lightning.pytorch import Callback, Trainer, seed_everything
@@ -134,6 +136,7 @@ def fit(row: str, epochs: int, turns: int, uri: str, folder: Path) -> dict[str, 
         return wrapper
 
     def train(logger: Any, number: int) -> tuple[float, float, float, float, float]:
+        _settle(settle)
         seed_everything(0, verbose=False)
         clock = Clock()
         trainer = Trainer(
@@ -166,6 +169,23 @@ def fit(row: str, epochs: int, turns: int, uri: str, folder: Path) -> dict[str, 
     return {part: {"off": [taken[at] for taken in off], "on": [taken[at] for taken in on]} for at, part in parts}
 
 
+def _settle(seconds: float) -> None:
+    """Compute until the processor has the speed that it keeps."""
+    ends = time.perf_counter() + seconds
+    while time.perf_counter() < ends:
+        sum(value * value for value in _UNIT)
+
+
+def _used_heap() -> list[Any]:
+    """Objects of many sizes, one in ten of those made, to be kept: so is the heap of a program that has done something.
+
+    In the heap of an interpreter that has just begun, the loop of :func:`busy` is 3 to 5 % faster, until anything at all
+    has been made and let go; log calls would be charged with that.
+    """
+    made = [bytes(index * 37 % 400) if index % 3 else [index * 1_000_003] * (index % 40) for index in range(50_000)]
+    return made[::10]
+
+
 def _as_lightnings(sdk: Any) -> Any:
     """What a Trainer takes, for an SDK that comes without a logger of Lightning's kind."""
     from lightning.pytorch.loggers.logger import Logger
@@ -187,19 +207,20 @@ def _as_lightnings(sdk: Any) -> Any:
     return Adapted()
 
 
-def busy(row: str, seconds: float, turns: int, uri: str, folder: Path) -> dict[str, Any]:
+def busy(row: str, seconds: float, turns: int, *, settle: float, uri: str, folder: Path) -> dict[str, Any]:
     """(e) How many units of pure Python work are done a second, with and without 1,000 points a second logged.
 
-    ``turns`` times with logging, each between two without, and all of them after some of the same: a processor that was
-    idle begins slowly, and so does delivery. What is left at the end is no part of the silence of the next turn. Besides,
-    what part of the time the log calls took, and what part of a processor's the other threads.
+    ``turns`` times with logging, each between two without, and each after ``settle`` seconds of the same. The processor
+    never idles, and the heap is that of a process that has done something before. What is left at the end of a
+    turn is delivered before the silence that is measured. Besides, what part of the time the log calls took, and what part
+    of a processor's the other threads.
     """
+    kept = _used_heap()
     logger = BY_NAME[row].make(folder, uri)
-    ours = hasattr(logger, "wait_for_run")
-    if ours and "journal only" not in row:
+    delivers = hasattr(logger, "wait_for_run") and "journal only" not in row
+    if delivers:
         logger.log_metrics(_metrics(5, 0), 0)
         logger.wait_for_run(120)
-    unit = list(range(200))
     step = 0
 
     def work(logs: bool, lasts: float) -> tuple[float, float, float]:
@@ -209,7 +230,7 @@ def busy(row: str, seconds: float, turns: int, uri: str, folder: Path) -> dict[s
         begun = now = time.perf_counter()
         while now - begun < lasts:
             for _ in range(20):
-                sum(value * value for value in unit)
+                sum(value * value for value in _UNIT)
             done += 1
             now = time.perf_counter()
             if now - begun > calls * 0.005:  # five metrics, 200 times a second
@@ -223,21 +244,19 @@ def busy(row: str, seconds: float, turns: int, uri: str, folder: Path) -> dict[s
         return done / took, inside / took, (time.process_time() - time.thread_time() - others) / took
 
     def silence() -> float:
-        work(False, min(seconds, 1.0))
+        work(False, settle)
         return work(False, seconds)[0]
 
     off, on = [silence()], []
     for _ in range(turns):
-        work(True, min(seconds, 1.5))
+        work(True, settle)
         on.append(work(True, seconds))
-        if ours and "journal only" not in row:
-            ends = time.monotonic() + 20
-            while logger.stats.pending and time.monotonic() < ends:
-                time.sleep(0.05)
-        else:
-            time.sleep(0.5)
+        ends = time.monotonic() + 20
+        while delivers and logger.stats.pending and time.monotonic() < ends:
+            work(False, 0.05)
         off.append(silence())
     logger.finalize("success")
+    del kept
     return {"off": off, "on": on}
 
 

@@ -48,7 +48,8 @@ class Size:
     points: int = 50_000
     epochs: int = 15
     turns: int = 8
-    busy_s: float = 2.5
+    busy_s: float = 3.0  # the longest pause between two deliveries
+    settle_s: float = 3.0
     records: int = 100_000
     images: int = 20
     burst: int = 32
@@ -58,7 +59,7 @@ class Size:
 
 
 QUICK = Size(
-    repeats=1, calls=50, points=500, epochs=1, turns=1, busy_s=0.5, records=2_000, images=2, burst=2, slow_points=100, stores=1,
+    repeats=1, calls=50, points=500, epochs=1, turns=1, busy_s=0.5, settle_s=0.1, records=2_000, images=2, burst=2, slow_points=100, stores=1,
     rows=[BY_NAME[name] for name in ("no-op logger", FLOOR_ROW, "Lightning CSVLogger", "ours, CSVLogger")],
 )  # fmt: skip
 
@@ -256,7 +257,10 @@ def fit(report: Report, size: Size, uri: str) -> None:
         "logger=False",
         *(row.name for row in installed(size.rows) if row.sort != FLOOR or row.name == "no-op logger"),
     ]
-    given = {name: {"row": name, "epochs": size.epochs, "turns": size.turns, "uri": uri} for name in names}
+    given = {
+        name: {"row": name, "epochs": size.epochs, "turns": size.turns, "settle": size.settle_s, "uri": uri}
+        for name in names
+    }
     found = in_turn("fit", given, size.repeats)
     lines = []
     for name, results in found.items():
@@ -305,7 +309,10 @@ def busy(report: Report, size: Size, uri: str) -> None:
         if row.name in {"no-op logger", CONTROL.name} or (row.sort == OURS and "Memory" not in row.name)
         or row.name in {"Lightning MLFlowLogger, server, `synchronous=False`", "Lightning CSVLogger", "Lightning TensorBoardLogger"}
     ]  # fmt: skip
-    given = {row.name: {"row": row.name, "seconds": size.busy_s, "turns": size.turns, "uri": uri} for row in chosen}
+    given = {
+        row.name: {"row": row.name, "seconds": size.busy_s, "turns": size.turns, "settle": size.settle_s, "uri": uri}
+        for row in chosen
+    }
     found = in_turn("busy", given, size.repeats)
     lines = []
     for name, results in found.items():
