@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import random
 import sys
 import tempfile
 import time
@@ -170,20 +171,26 @@ def fit(row: str, epochs: int, turns: int, *, settle: float, uri: str, folder: P
 
 
 def _settle(seconds: float) -> None:
-    """Compute until the processor has the speed that it keeps."""
+    """Compute, so that no turn comes after an idle processor and another does not."""
     ends = time.perf_counter() + seconds
     while time.perf_counter() < ends:
         sum(value * value for value in _UNIT)
 
 
 def _used_heap() -> list[Any]:
-    """Objects of many sizes, one in ten of those made, to be kept: so is the heap of a program that has done something.
+    """10,000 objects of many sizes are made; a tenth of them, to be kept, leaves the heap as a program does in use.
 
-    In the heap of an interpreter that has just begun, the loop of :func:`busy` is 3 to 5 % faster, until anything at all
-    has been made and let go; log calls would be charged with that.
+    In the heap of an interpreter that has just begun, the loop of :func:`busy` was 3 to 5 % faster than after this; log
+    calls would be charged with that.
     """
-    made = [bytes(index * 37 % 400) if index % 3 else [index * 1_000_003] * (index % 40) for index in range(50_000)]
-    return made[::10]
+    chance, kept = random.Random(0), []
+    for _ in range(50):
+        made = [
+            bytes(chance.randrange(8, 400)) if index % 3 else [index * 1_000_003] * chance.randrange(1, 40)
+            for index in range(200)
+        ]
+        kept += made[::10]
+    return kept
 
 
 def _as_lightnings(sdk: Any) -> Any:
