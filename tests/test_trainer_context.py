@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_loggers import CSVLogger, InMemoryLogger, LoggerCollection
 from lightning_loggers.errors import NonFiniteError
-from lightning_loggers.loggers.trainer_context import StepAxis, TrainerContext
+from lightning_loggers.loggers.trainer_context import StepAxis, TrainerContext, located
 from lightning_loggers.policies import LogPolicy
 
 SAMPLES, BATCH_SIZE, VAL_SAMPLES = 22, 4, 9  # 6 batches, the last of 2; 3 batches of validation
@@ -249,6 +249,32 @@ def test_data_without_a_length_counts_batches(tmp_path: Path) -> None:
     assert [line["meta"]["samples"] for line in lines_of(logger, "train/loss_step")][:3] == [4, 8, 12]
 
 
+def test_the_short_way_says_what_the_long_way_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of the training is located in one go: step, level, samples, epoch and phase are as when asked singly."""
+    short, short_ways = TrainerContext.locate, 0
+
+    def both(context: TrainerContext, step: Any) -> Any:
+        nonlocal short_ways
+        with monkeypatch.context() as patch:
+            now = context.now
+            patch.setattr(context, "now", lambda: asked.append(1) or now(), raising=True)
+            asked: list[int] = []
+            before = copy.deepcopy(vars(context._axis))
+            found, after = short(context, step), copy.deepcopy(vars(context._axis))
+            short_ways += not asked
+        vars(context._axis).update(before)
+        assert found == located(context, step, context.now())
+        assert vars(context._axis) == after
+        return found
+
+    monkeypatch.setattr(TrainerContext, "locate", both)
+    logger = InMemoryLogger(save_dir=tmp_path, delivery="offline")
+    with_validation = {"train_dataloaders": loader(SAMPLES), "val_dataloaders": loader(VAL_SAMPLES)}
+    trainer(logger, tmp_path).fit(Model(), **with_validation)
+    assert short_ways == 11  # 12 batches; the first is asked which stage is the training's
+    assert logger.stats.dropped == 0
+
+
 def test_another_lightning_costs_knowledge_and_nothing_else() -> None:
     """An object that has nothing of a Trainer's inside is asked in vain: unknown, and no exception."""
 
@@ -259,6 +285,7 @@ def test_another_lightning_costs_knowledge_and_nothing_else() -> None:
     context = TrainerContext(strange)
     assert context.now() == (None, None, None, None)
     assert context.samples() is None
+    assert context.locate(5) == (5, (None, None, None))
     assert context.axis_step(5, context.now()) == 5
     assert context.axis_step(5, (3, "validate", 0, 2)) == 5
 

@@ -159,7 +159,8 @@ class JournalWriter:
                     body = _encode(PlainMetrics(time_ns, _METRIC, step, metrics))[:-1]
                 else:
                     body = _encode(PlacedMetrics(time_ns, _METRIC, step, metrics, *place))[:-1]
-                line = b'%s,"crc":%d}\n' % (body, crc32(body))
+                # Neither "%" nor str(): the encoder's code is what the processor has at hand by now.
+                line = body + b',"crc":' + _encode(crc32(body)) + b"}\n"
             else:
                 line = b""
         except Exception:  # noqa: BLE001 - whatever a value's own arithmetic raises, the slow way deals with it

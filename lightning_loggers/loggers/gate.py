@@ -10,7 +10,7 @@ import msgspec
 from lightning_loggers.cadence import UNKNOWN, Cadence, Held, MetricWindow, Place
 from lightning_loggers.errors import NonFiniteError
 from lightning_loggers.loggers import arriving
-from lightning_loggers.loggers.trainer_context import Progress, StepAxis, TrainerContext
+from lightning_loggers.loggers.trainer_context import LEVEL_NAMES, Progress, StepAxis, TrainerContext, located
 from lightning_loggers.policies import LogLevel, LogPolicy, Phase, Window
 from lightning_loggers.ranks import current_rank
 from lightning_loggers.records import ONCE_A_RUN, Kind, Record, split_nonfinite
@@ -189,7 +189,7 @@ class Gate:
             NonFiniteError: If the policy asks for it.
         """
         if self.policy is None:
-            self._log_as_it_is(metrics, step, place)
+            self.log_as_it_is(metrics, step, place)
         else:
             self._log_admitted(metrics, step, place)
 
@@ -232,13 +232,19 @@ class Gate:
         fields.setdefault("epoch", epoch)
         fields.setdefault("phase", phase)
         if level is not None and kind not in ONCE_A_RUN:
-            fields["meta"] = {**(fields.get("meta") or {}), "level": _LEVEL_NAMES[level]}
+            fields["meta"] = {**(fields.get("meta") or {}), "level": LEVEL_NAMES[level]}
         return fields
 
     # ------------------------------------------------------------------ what was let through
 
-    def _log_as_it_is(self, metrics: Mapping[str, Any], step: Any, place: Place) -> None:
-        """The short way, where nobody asked for anything: the journal's writer deals with whatever the values are."""
+    def log_as_it_is(self, metrics: Mapping[str, Any], step: Any, where: Place | None = None) -> None:
+        """The short way, where nobody asked for anything: the journal's writer deals with whatever the values are.
+
+        Args:
+            metrics: Metrics by key.
+            step: Their step.
+            where: Where the training is, if not as :attr:`now` tells.
+        """
         logger, progress = self._logger, self._progress
         if logger._prefix:
             metrics = {f"{logger._prefix}{key}": value for key, value in metrics.items()}
@@ -247,16 +253,8 @@ class Gate:
         if progress is None:
             logger._append(metrics, step)
             return
-        level, phase, epoch, _ = place
-        samples = progress.samples()
-        meta: dict[str, Any] | None
-        if level is None:
-            meta = None if samples is None else {"samples": samples}
-        elif samples is None:
-            meta = {"level": _LEVEL_NAMES[level]}
-        else:
-            meta = {"level": _LEVEL_NAMES[level], "samples": samples}
-        logger._append(metrics, progress.axis_step(step, place), (meta, epoch, phase))
+        step, place = progress.locate(step) if where is None else located(progress, step, where)
+        logger._append(metrics, step, place)
 
     def _log_admitted(self, metrics: Mapping[str, Any], step: Any, place: Place) -> None:
         policy, window, phase = self.policy, self._window, place[1]
@@ -319,7 +317,7 @@ class Gate:
         if self.policy is not None and self.policy.axes:
             self._add_axes(numbers, epoch, samples)
         numbers = {f"{logger._prefix}{key}": value for key, value in numbers.items()}
-        meta: dict[str, Any] = {} if level is None else {"level": _LEVEL_NAMES[level]}
+        meta: dict[str, Any] = {} if level is None else {"level": LEVEL_NAMES[level]}
         if samples is not None:
             meta["samples"] = samples
         logger._append(numbers, step, (meta or None, epoch, phase))
@@ -354,7 +352,7 @@ class Gate:
             return
         level, phase, epoch, _ = place
         time_ns = time.time_ns()
-        meta: dict[str, Any] | None = None if level is None else {"level": _LEVEL_NAMES[level]}
+        meta: dict[str, Any] | None = None if level is None else {"level": LEVEL_NAMES[level]}
         if numbers:
             samples = None if self._progress is None else self._progress.samples()
             if self.policy is not None and self.policy.axes:
@@ -426,6 +424,3 @@ class Gate:
 
     def _count(self, reason: str) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
-
-
-_LEVEL_NAMES = {int(level): level.name.lower() for level in LogLevel}

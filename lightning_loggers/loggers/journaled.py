@@ -146,6 +146,7 @@ class JournaledLogger(Kinds, LoggingContext, RunIdentity, LightningLoggerBase):
         self._finalized_at = 0
         self._lost_inside = 0
         self._waits_for_restart = False
+        self._watched = False  # whether there was ever a model to watch: cheaper to ask than for the models
         self._told_of_refusal = False
         # None as long as there is nothing to decide and nobody who knows where the training is: the short way.
         self._gate: Gate | None = None if self._policy is None else Gate(self, self._policy)
@@ -167,7 +168,10 @@ class JournaledLogger(Kinds, LoggingContext, RunIdentity, LightningLoggerBase):
             gate = self._gate
             if gate is not None:
                 admit = gate.admit
-                place = gate.now() if admit is None else admit(step)
+                if admit is None:
+                    gate.log_as_it_is(metrics, step)
+                    return
+                place = admit(step)
                 if place is not None:
                     gate.record(metrics, step, place)
                 return

@@ -9,9 +9,14 @@ import weakref
 from typing import Any, NamedTuple, Protocol
 
 from lightning_loggers.policies import LogLevel, Phase
+from lightning_loggers.records import Place
+
+LEVEL_NAMES = {int(level): level.name.lower() for level in LogLevel}
+"""What records call the levels."""
 
 _BATCH, _EPOCH, _FIT = int(LogLevel.BATCH), int(LogLevel.EPOCH), int(LogLevel.FIT)
 _TRAIN = Phase.TRAIN.value
+_BATCH_NAME = LEVEL_NAMES[_BATCH]
 _UNSEEN = object()
 
 _FIT_HOOKS = frozenset(
@@ -51,6 +56,27 @@ class Progress(Protocol):
 
     def axis_step(self, step: Any, where: tuple[int | None, str | None, int | None, int | None]) -> Any:
         """The step of a call on the run's one axis."""
+
+    def locate(self, step: Any) -> tuple[Any, Place]:
+        """What a record of now says of a call with that step: see :func:`located`."""
+
+
+def located(
+    progress: Progress, step: Any, where: tuple[int | None, str | None, int | None, int | None]
+) -> tuple[Any, Place]:
+    """The step on the run's one axis, and what a record says of where its call was made.
+
+    Args:
+        progress: Knows where the training is.
+        step: As it was given.
+        where: Where the call was made.
+    """
+    level, phase, epoch, _ = where
+    meta: dict[str, Any] = {} if level is None else {"level": LEVEL_NAMES[level]}
+    samples = progress.samples()
+    if samples is not None:
+        meta["samples"] = samples
+    return progress.axis_step(step, where), (meta or None, epoch, phase)
 
 
 class TrainerContext:
@@ -113,6 +139,19 @@ class TrainerContext:
             return _BATCH, phase, self.epochs.completed, self._evaluation_batch()
         except Exception:  # noqa: BLE001 - another version of Lightning, or a Trainer that is gone
             return None, None, None, None
+
+    def locate(self, step: Any) -> tuple[Any, Place]:
+        """Step and place of a record made now; of a training's batch, which most are, without looking twice."""
+        try:
+            if self.state.stage is self.training and self.connector()._first_loop_iter is not None:
+                if type(step) is int and step <= self._total.ready:
+                    self._axis.trained(step)
+                samples = self.samples()
+                meta = {"level": _BATCH_NAME} if samples is None else {"level": _BATCH_NAME, "samples": samples}
+                return step, (meta, self.epochs.completed, _TRAIN)
+        except Exception:  # noqa: BLE001, S110 - as in now(), which tells what can be told
+            pass
+        return located(self, step, self.now())
 
     def _level_between(self) -> int:
         return _FIT if self._hook() in _FIT_HOOKS else _EPOCH
@@ -226,7 +265,8 @@ class StepAxis:
 
     def trained(self, step: int) -> None:
         """A step of the training was logged."""
-        self._trained = max(self._trained, step)
+        if step > self._trained:  # noqa: PLR1730 - at every log call: max() takes as long as all the rest
+            self._trained = step
 
     def at_least(self, step: int) -> int:
         """A step that does not lie before the training's last; the training is taken to have come that far."""

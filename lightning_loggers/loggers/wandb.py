@@ -237,8 +237,11 @@ class WandbLogger(WandbMedia):
     @override
     def save(self) -> None:
         """Log what is held back for its step. ``Trainer`` calls this after all it logs."""
-        super().save()
-        watching.log_held(self)
+        aggregator = self._aggregator
+        if aggregator is not None and aggregator.held:  # mostly not: it is called after each log call of a Trainer
+            super().save()
+        if self._watched:
+            watching.log_held(self)
 
     @override
     def _finish_encoding(self) -> None:

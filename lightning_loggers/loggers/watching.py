@@ -29,6 +29,7 @@ _watches: "weakref.WeakKeyDictionary[JournaledLogger, list[_Watch]]" = weakref.W
 def watch(logger: "JournaledLogger", model: Any, log: str | None, every: int) -> None:
     """Put hooks on a model; see :meth:`lightning_loggers.loggers.kinds.Kinds.watch`."""
     others = _watches.setdefault(logger, [])
+    logger._watched = True
     prefix = f"model{len(others)}/" if any(other.model() is not model for other in others) else ""
     others.append(_Watch(logger, model, log, every, prefix))
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_loggers.errors import ConfigurationError
+from lightning_loggers.loggers.trainer_context import located
 from lightning_loggers.policies import LogLevel, Phase, nearest
+from lightning_loggers.records import Place
 
 MODES = ("train", "val", "test")
 DEFAULT_MODE = "default"
@@ -110,6 +112,10 @@ class LoopProgress:
     def axis_step(self, step: Any, where: Any) -> Any:
         """The step as it is: the loop counts."""
         return step
+
+    def locate(self, step: Any) -> tuple[Any, Place]:
+        """Step and place of a record made now."""
+        return located(self, step, self._now)
 
     def start(self, mode: str, epoch: int) -> None:
         """An epoch begins."""
