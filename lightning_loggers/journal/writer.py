@@ -160,7 +160,7 @@ class JournalWriter:
                 else:
                     body = _encode(PlacedMetrics(time_ns, _METRIC, step, metrics, *place))[:-1]
                 # Neither "%" nor str(): the encoder's code is what the processor has at hand by now.
-                line = body + b',"crc":' + _encode(crc32(body)) + b"}\n"
+                line = body + (b',"crc":' + _encode(crc32(body)) + b"}\n")  # the body is copied once
             else:
                 line = b""
         except Exception:  # noqa: BLE001 - whatever a value's own arithmetic raises, the slow way deals with it
