@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import enum
 import inspect
+import json
 import pickle
 import sys
 from argparse import Namespace
@@ -217,6 +218,22 @@ def test_making_and_copying_opens_nothing(
     logger.finalize("success")
     logger.close()
     assert not list((tmp_path / "runs").rglob("*.jsonl"))
+
+
+@every_logger
+def test_save_logs_what_is_held_for_its_step(name: str, tmp_path: Path, mlflow_sqlite: str) -> None:
+    """A Trainer saves after each log call: metrics of a step that are still to be merged are logged then, once."""
+    logger = MAKERS[name](tmp_path / "runs", mlflow_sqlite, delivery="offline")
+    logger.save()
+    for value in (1.0, 3.0):
+        logger.agg_and_log_metrics({"held": value}, 0)
+    assert not list((tmp_path / "runs").rglob("*.jsonl"))
+    logger.save()
+    logger.save()
+    [journal] = (tmp_path / "runs").rglob("rank0*.jsonl")
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert [line["data"] for line in lines if line.get("kind") == "metric"] == [{"held": 2.0}]
+    logger.close()
 
 
 def test_all_loggers_at_once_each_with_its_own_fate(tmp_path: Path, mlflow_sqlite: str) -> None:
