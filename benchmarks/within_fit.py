@@ -2,7 +2,8 @@
 
 Machines that are shared change their speed from second to second; two fits are further apart than that. Here blocks of
 steps whose log calls reach the logger stand beside blocks of the same fit whose calls return at once, in the order on, off,
-off, on. What delivery has left over from one block is let go by before the next is timed.
+off, on. What delivery has left over from one block is let go by before the next is timed; it pauses for up to 3 s
+(:data:`lightning_loggers.adapters.base.UNWATCHED_S`), so shorter blocks would have one's delivery in the other.
 """
 
 import argparse
@@ -29,10 +30,15 @@ def main() -> None:
         metavar="ROW",
         help="such as 'ours, WandbLogger, offline'",
     )
-    parser.add_argument("--seconds", type=float, default=250.0, help="how long to train")
+    parser.add_argument("--seconds", type=float, default=600.0, help="how long to train")
     parser.add_argument("--warm", type=float, default=8.0, help="seconds with the logger before the first block")
-    parser.add_argument("--skip", type=float, default=0.6, help="seconds before each block that are not timed")
-    parser.add_argument("--block", type=float, default=1.2, help="seconds of a block")
+    parser.add_argument(
+        "--skip",
+        type=float,
+        default=3.6,
+        help="seconds before each block that are not timed: longer than delivery pauses",
+    )
+    parser.add_argument("--block", type=float, default=3.0, help="seconds of a block")
     parser.add_argument("--uri", default="", help="of an MLflow server, for the rows that need one")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
