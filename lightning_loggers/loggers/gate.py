@@ -10,7 +10,7 @@ import msgspec
 from lightning_loggers.cadence import UNKNOWN, Cadence, Held, MetricWindow, Place
 from lightning_loggers.errors import NonFiniteError
 from lightning_loggers.loggers import arriving
-from lightning_loggers.loggers.trainer_context import LEVEL_NAMES, Progress, StepAxis, TrainerContext, located
+from lightning_loggers.loggers.trainer_context import LEVEL_NAMES, Progress, StepAxis, TrainerContext, located, place_of
 from lightning_loggers.policies import LogLevel, LogPolicy, Phase, Window
 from lightning_loggers.ranks import current_rank
 from lightning_loggers.records import ONCE_A_RUN, Kind, Record, split_nonfinite
@@ -311,16 +311,12 @@ class Gate:
         logger = self._logger
         if logger._start() is None:
             return
-        level, phase, epoch, _ = place
         samples = None if self._progress is None else self._progress.samples()
         numbers = dict(metrics)
         if self.policy is not None and self.policy.axes:
-            self._add_axes(numbers, epoch, samples)
+            self._add_axes(numbers, place[2], samples)
         numbers = {f"{logger._prefix}{key}": value for key, value in numbers.items()}
-        meta: dict[str, Any] = {} if level is None else {"level": LEVEL_NAMES[level]}
-        if samples is not None:
-            meta["samples"] = samples
-        logger._append(numbers, step, (meta or None, epoch, phase))
+        logger._append(numbers, step, place_of(place, samples))
 
     def _treat(self, numbers: dict[str, Any], nonfinite: dict[str, str], step: Any) -> dict[str, str] | None:
         """Do what the policy says; returns which of the numbers that are left are not finite."""

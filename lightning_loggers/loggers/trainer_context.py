@@ -71,12 +71,21 @@ def located(
         step: As it was given.
         where: Where the call was made.
     """
+    place = place_of(where, progress.samples())
+    return progress.axis_step(step, where), place
+
+
+def place_of(where: tuple[int | None, str | None, int | None, int | None], samples: int | None) -> Place:
+    """What a record says of where its call was made, and of the samples trained on so far.
+
+    >>> place_of((3, "train", 1, 7), 64), place_of((None, None, None, None), None)
+    (({'level': 'batch', 'samples': 64}, 1, 'train'), (None, None, None))
+    """
     level, phase, epoch, _ = where
     meta: dict[str, Any] = {} if level is None else {"level": LEVEL_NAMES[level]}
-    samples = progress.samples()
     if samples is not None:
         meta["samples"] = samples
-    return progress.axis_step(step, where), (meta or None, epoch, phase)
+    return meta or None, epoch, phase
 
 
 class TrainerContext:
