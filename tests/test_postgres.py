@@ -10,6 +10,7 @@ import pytest
 from conftest import MLflowServer
 from mlflow import MlflowClient
 from mlflow_reading import assert_exactly_once
+from test_mlflow_sql import VALUES, assert_alike, many
 from warm_python import WarmPython
 
 from benchmarks.postgres import binaries, postgres
@@ -90,6 +91,14 @@ def test_sixteen_runs_at_once(database: str, tmp_path: Path) -> None:
         assert len(seen) == len(runs)
     finally:
         server.kill()
+
+
+def test_rows_are_those_of_mlflows_store(database: str) -> None:
+    """Written directly to the database, in any order and twice, all values included: the rows of MLflow's own store."""
+    store = MlflowClient(database)._tracking_client.store
+    odd = [[("loss", value, 1, step) for value in VALUES for step in (0, -1, 2**63 - 1)]]
+    assert_alike(store, [*many(), *odd, *odd])
+    store.engine.dispose()
 
 
 class OnPostgres(MLflowServer):

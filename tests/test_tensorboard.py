@@ -2,6 +2,7 @@
 
 import ctypes
 import inspect
+import io
 import itertools
 import json
 import logging
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -34,10 +36,13 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.backend_context import Context as HParamsContext
 from tensorboard.plugins.hparams.list_session_groups import Handler
+from tensorboard.summary.writer import record_writer
+from tensorboard.summary.writer.record_writer import RecordWriter
 from test_csv import Regression, deliver, kill, loader, metric, trainer
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_loggers import DummyExperiment, TensorBoardLogger
+from lightning_loggers.adapters import tensorboard_files
 from lightning_loggers.adapters.base import Context, Delivered, Fault, RemoteRun
 from lightning_loggers.adapters.fitting import KeyMap
 from lightning_loggers.adapters.tensorboard import TensorBoardAdapter
@@ -242,6 +247,35 @@ def test_files(tmp_path: Path) -> None:
         "in/here/weights.bin": b"1234", "last/weights.bin": b"1234", "last/metadata.yaml": b"score: 0.5\n",
         "last/aliases.txt": b"['best']",
     }  # fmt: skip
+    assert logger.stats.rejected == 0
+
+
+@pytest.mark.parametrize("checksum", ["google-crc32c", "tensorboard"])
+@settings(deadline=None)
+@given(data=st.binary(max_size=2000))
+def test_records_are_tensorboards_own(checksum: str, data: bytes) -> None:
+    """By either checksum a record is, byte for byte, what TensorBoard's writer makes of the data."""
+    buffer = io.BytesIO()
+    RecordWriter(buffer).write(data)
+    with pytest.MonkeyPatch.context() as patch:
+        if checksum == "tensorboard":
+            patch.setitem(sys.modules, "google_crc32c", None)  # as if it were not installed
+        tensorboard_files._checksum.cache_clear()
+        assert tensorboard_files._record(data) == buffer.getvalue()
+        assert (tensorboard_files._checksum().__name__ == "masked_crc32c") is (checksum == "tensorboard")
+    tensorboard_files._checksum.cache_clear()
+
+
+def test_no_checksum_is_made_in_the_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard's own checksum, 0.1 us a byte taken from training, is not asked for what a run logs."""
+    monkeypatch.setattr(record_writer, "masked_crc32c", None)
+    logger = TensorBoardLogger(tmp_path)
+    logger.log_hyperparams({"lr": 0.1})
+    logger.log_metrics({"loss": 0.5}, 0)
+    logger.log_image("noise", [np.zeros((64, 64, 3), np.uint8)], 0)
+    logger.finalize("success")
+    monkeypatch.undo()  # it is what reads them, too
+    assert points(logger.log_dir, "loss") == [(0, 0.5)]
     assert logger.stats.rejected == 0
 
 

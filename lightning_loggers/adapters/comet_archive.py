@@ -16,6 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
+import msgspec
+
 from lightning_loggers.adapters.base import Context
 from lightning_loggers.adapters.comet_sdk import (
     SCENE_ITEM,
@@ -98,7 +100,7 @@ class Archive:
 
     def metrics(self, messages: Iterable[Any]) -> None:
         """Add metrics."""
-        self._lines.extend(map(_line, messages))
+        self._lines.extend(map(_metric_line, messages))
 
     def params(self, messages: Iterable[Any]) -> None:
         """Add hyperparameters."""
@@ -296,6 +298,17 @@ def _line(message: Any) -> bytes:
     """A message as the SDK writes it, less the number that it gives the messages of one process."""
     line = json.dumps({"type": message.type, "payload": message.filtered_message_dict()}, separators=(",", ":"))
     return line.encode() + b"\n"
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def _metric_line(message: Any) -> bytes:
+    """As :func:`_line`, for what there is most of, in less than half the time: training waits meanwhile."""
+    try:
+        return _encode({"type": message.type, "payload": message.filtered_message_dict()}) + b"\n"
+    except UnicodeEncodeError:  # half a character in a name
+        return _line(message)
 
 
 def _write_whole(path: Path, content: bytes) -> None:

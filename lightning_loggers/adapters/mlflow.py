@@ -8,26 +8,25 @@ import contextlib
 import hashlib
 import importlib
 import importlib.metadata
-import json
 import logging
-import math
 import os
 import posixpath
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-import msgspec
 from typing_extensions import override
 
 from lightning_loggers.adapters.base import Adapter, Capabilities, Context, Fault, FaultKind
 from lightning_loggers.adapters.fitting import int64_step
 from lightning_loggers.adapters.mlflow_media import MLflowMedia
+from lightning_loggers.adapters.mlflow_rest import TRANSIENT_HTTP, StatusError, UnreachableError, bounded
+from lightning_loggers.adapters.mlflow_sql import Point, PointWriter
 from lightning_loggers.adapters.standard_files import STANDARD_FILES
 from lightning_loggers.errors import ConfigurationError
 from lightning_loggers.journal.blobs import safe_name
@@ -35,21 +34,16 @@ from lightning_loggers.records import Kind, Record, RunStatus
 from lightning_loggers.secrets import strip_uri
 from lightning_loggers.values.metrics import as_number
 
-Point = tuple[str, float, int, int]
-"""Name, value, time in milliseconds, step."""
-
 RUN_UID_TAG = "lightning_loggers.run_uid"
 
 _MAX_METRICS, _MAX_PARAMS, _MAX_TAGS = 1000, 100, 100
 _MAX_REQUEST_BYTES = 900_000  # the server refuses 1e6
 _PARAM_LIMITS = (6000, 500, 250)  # of current and older servers
 _TAG_LIMIT = 8000
-_REQUEST_TIMEOUT_S = 30.0
 _ILLEGAL = re.compile(r"[^/\w.\- :]")
 _UNSAFE_IN_PATH = re.compile(r"#|%(?=[0-9A-Fa-f]{2})")  # what MLflow's server refuses, or decodes to another name
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SCHEMES = (*_DATABASES, "http", "https", "file", "databricks", "databricks-uc", "uc")
-_JSON_NAMES = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}  # protobuf's JSON mapping
 _STATUS = {
     RunStatus.RUNNING: "RUNNING",
     RunStatus.PREEMPTED: "RUNNING",
@@ -57,7 +51,6 @@ _STATUS = {
     RunStatus.FAILED: "FAILED",
     RunStatus.INTERRUPTED: "KILLED",
 }
-_TRANSIENT_HTTP = {408, 425, 429, 500, 502, 503, 504}
 _TRANSIENT_CODES = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED", "IO_ERROR"}
 _AUTH_CODES = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
 _REJECT_CODES = {
@@ -77,19 +70,6 @@ _TRANSIENT_CAUSES = {
     "TimeoutError",
     "DisconnectionError",
 }  # of SQLAlchemy: the connection, not the data
-
-
-class _UnreachableError(Exception):
-    """No answer came: nothing listening, connection reset, time-out."""
-
-
-class _StatusError(Exception):
-    """The server answered with an HTTP error that says "not now" or "not you"."""
-
-    def __init__(self, status: int, text: str, retry_after_s: float | None) -> None:
-        super().__init__(f"HTTP {status}: {text[:500]}")
-        self.status = status
-        self.retry_after_s = retry_after_s
 
 
 class MLflowAdapter(Adapter):
@@ -133,6 +113,7 @@ class MLflowAdapter(Adapter):
         super().__init__(context)
         self._client: Any = None
         self._store: Any = None
+        self._write_points: Any = None
         self._param_limit = _PARAM_LIMITS[0]
         self._keys_told = 0
         self.media = MLflowMedia(context, lambda: (self._client, self._store), self._send_file)
@@ -224,7 +205,12 @@ class MLflowAdapter(Adapter):
         with _tables_made_quietly():
             self._client = MlflowClient(tracking_uri=uri)
         store = self._client._tracking_client.store  # the documented plugin interface AbstractStore
-        self._store = _bounded(store, self.context.acknowledged) if type(store) is RestStore else store
+        if type(store) is RestStore:
+            self._store = bounded(store, self.context.acknowledged)
+            self._write_points = self._store.log_points
+        else:
+            self._store = store
+            self._write_points = PointWriter(store).write
 
     def _experiment(self, name: str) -> str:
         existing = self._store.get_experiment_by_name(name)
@@ -329,22 +315,12 @@ class MLflowAdapter(Adapter):
         for point in self._points(records):
             size_bytes = 120 + len(point[0]) * (1 if point[0].isascii() else 6)
             if len(batch) == _MAX_METRICS or size + size_bytes > _MAX_REQUEST_BYTES:
-                self._log_points(batch)
+                self._write_points(self.context.remote.id, batch)
                 batch, size = [], 0
             batch.append(point)
             size += size_bytes
         if batch:
-            self._log_points(batch)
-
-    def _log_points(self, points: list[Point]) -> None:
-        log_points = getattr(self._store, "log_points", None)
-        if log_points is not None:
-            log_points(self.context.remote.id, points)
-            return
-        from mlflow.entities import Metric
-
-        metrics = [Metric(*point) for point in points]
-        self._store.log_batch(self.context.remote.id, metrics=metrics, params=[], tags=[])
+            self._write_points(self.context.remote.id, batch)
 
     def _points(self, records: Iterable[Record]) -> Iterator[Point]:
         fit = self.context.keys.fit
@@ -392,7 +368,7 @@ class MLflowAdapter(Adapter):
             shorter = [limit for limit in _PARAM_LIMITS if limit < self._param_limit]
             if shorter and "length" in str(error) and any(len(param.value) > shorter[-1] for param in params):
                 self._param_limit = shorter[0]  # an older server: the batch is sent again, fitted to it
-                raise _UnreachableError(f"the server takes params of {shorter[0]} characters") from error
+                raise UnreachableError(f"the server takes params of {shorter[0]} characters") from error
             raise
 
     def _send_artifact(self, record: Record) -> None:
@@ -438,10 +414,10 @@ class MLflowAdapter(Adapter):
 
     @override
     def classify(self, error: Exception) -> Fault:
-        if isinstance(error, _UnreachableError):
+        if isinstance(error, UnreachableError):
             return Fault(FaultKind.TRANSIENT, str(error))
-        if isinstance(error, _StatusError):
-            kind = FaultKind.TRANSIENT if error.status in _TRANSIENT_HTTP else FaultKind.AUTHENTICATION
+        if isinstance(error, StatusError):
+            kind = FaultKind.TRANSIENT if error.status in TRANSIENT_HTTP else FaultKind.AUTHENTICATION
             return Fault(kind, str(error), error.retry_after_s)
         if isinstance(error, _DeletedExperimentError):
             return Fault(FaultKind.AUTHENTICATION, str(error))
@@ -456,7 +432,7 @@ class MLflowAdapter(Adapter):
         if isinstance(status, int):  # of an artifact's transfer
             if status in {401, 403}:
                 return Fault(FaultKind.AUTHENTICATION, text)
-            refused = 400 <= status < 500 and status not in _TRANSIENT_HTTP
+            refused = 400 <= status < 500 and status not in TRANSIENT_HTTP
             return Fault(FaultKind.REJECTED if refused else FaultKind.TRANSIENT, text)
         if any(words in text.lower() for words in _TRANSIENT_WORDS):
             return Fault(FaultKind.TRANSIENT, text)
@@ -480,7 +456,7 @@ class MLflowAdapter(Adapter):
 
     @override
     def close(self) -> None:
-        self._client = self._store = None
+        self._client = self._store = self._write_points = None
 
 
 class _DeletedExperimentError(Exception):
@@ -533,88 +509,3 @@ def _tables_made_quietly() -> Iterator[None]:
     finally:
         for logger, level in zip(chatty, before, strict=True):
             logger.setLevel(level)
-
-
-def _retry_after_s(value: str | None) -> float | None:
-    """``Retry-After`` in seconds (RFC 9110, section 10.2.3), given as seconds or as a date."""
-    if not value:
-        return None
-    with contextlib.suppress(ValueError):
-        return max(float(value), 0.0)
-    from email.utils import parsedate_to_datetime
-
-    with contextlib.suppress(TypeError, ValueError):
-        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
-    return None
-
-
-def _bounded(store: Any, acknowledged: Callable[[], None]) -> Any:
-    """MLflow's REST store, with one attempt of at most 30 s a request.
-
-    The SDK's own retries (7, up to four minutes, set for a whole process by the environment) would hide an outage from
-    delivery, which waits better: it ends its waits on shutdown and honours ``Retry-After``.
-    """
-    from mlflow.protos.service_pb2 import LogBatch
-    from mlflow.store.tracking.rest_store import RestStore
-    from mlflow.utils.proto_json_utils import parse_dict
-    from mlflow.utils.rest_utils import http_request, verify_rest_response
-
-    class BoundedRestStore(RestStore):  # type: ignore[misc, unused-ignore]
-        def _call_endpoint(
-            self,
-            api: Any,
-            json_body: Any = None,
-            endpoint: Any = None,
-            retry_timeout_seconds: Any = None,
-            response_proto: Any = None,
-        ) -> Any:
-            known_endpoint, method = self._METHOD_TO_INFO[api]
-            body = json.loads(json_body) if json_body else None
-            fields = {"params": body} if method == "GET" else {"json": body}
-            text = self._request(endpoint or known_endpoint, method, **fields)
-            message = response_proto or api.Response()
-            parse_dict(js_dict=json.loads(text), message=message)
-            return message
-
-        def log_points(self, run_id: str, points: Sequence[Point]) -> None:
-            """``runs/log-batch`` of MLflow's REST API, without the detour over a protobuf message a point.
-
-            That detour costs ten times the request's own work, all of it under the interpreter lock that a delivery
-            thread shares with training.
-            """
-            metrics = [
-                {
-                    "key": key,
-                    "value": value if math.isfinite(value) else _JSON_NAMES[str(value)],
-                    "timestamp": at,
-                    "step": step,
-                }
-                for key, value, at, step in points
-            ]
-            body = msgspec.json.encode({"run_id": run_id, "metrics": metrics})
-            endpoint, method = self._METHOD_TO_INFO[LogBatch]
-            self._request(endpoint, method, data=body, extra_headers={"Content-Type": "application/json"})
-
-        def _request(self, endpoint: str, method: str, **fields: Any) -> str:
-            try:
-                response = http_request(
-                    self.get_host_creds(),
-                    endpoint,
-                    method,
-                    max_retries=0,
-                    timeout=_REQUEST_TIMEOUT_S,
-                    raise_on_status=False,
-                    respect_retry_after_header=False,
-                    **fields,
-                )
-            except Exception as error:
-                raise _UnreachableError(f"{type(error).__name__}: {error}") from error
-            if response.status_code in _TRANSIENT_HTTP or response.status_code in {401, 403}:
-                raise _StatusError(
-                    response.status_code, response.text, _retry_after_s(response.headers.get("Retry-After"))
-                )
-            verify_rest_response(response, endpoint)
-            acknowledged()
-            return str(response.text)
-
-    return BoundedRestStore(store.get_host_creds)

@@ -4,14 +4,14 @@ Both are written with TensorBoard's own messages and record format; neither need
 """
 
 import contextlib
-import io
+import functools
 import itertools
 import json
 import math
 import os
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from lightning_loggers.journal.layout import journal_dir, state_path
 from lightning_loggers.notices import Notices
 from lightning_loggers.records import RunStatus
 
+_LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
+
 _FLOAT, _UINT8 = 1, 4
 """TensorFlow's ``DT_FLOAT`` and ``DT_UINT8``."""
 
@@ -31,22 +33,18 @@ class Events:
 
     def __init__(self) -> None:
         from tensorboard.compat.proto import event_pb2
-        from tensorboard.summary.writer.record_writer import (
-            RecordWriter,
-        )
 
         self._make = event_pb2.Event
         self._pb = event_pb2
-        self._buffer = io.BytesIO()
-        self._writer = RecordWriter(self._buffer)
+        self._records: list[bytes] = []
 
     @property
     def data(self) -> bytes:
         """All of them."""
-        return self._buffer.getvalue()
+        return b"".join(self._records)
 
     def _add(self, event: Any) -> None:
-        self._writer.write(event.SerializeToString())
+        self._records.append(_record(event.SerializeToString()))
 
     def add_version(self, time_ns: int) -> None:
         """What an event file begins with."""
@@ -328,7 +326,6 @@ class HParamsFile:
         """
         from tensorboard.compat.proto import event_pb2
         from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-        from tensorboard.summary.writer.record_writer import RecordWriter
 
         experiment = api_pb2.Experiment(time_created_secs=self.begun_s)
         start = plugin_data_pb2.SessionStartInfo(start_time_secs=self.begun_s)
@@ -355,16 +352,14 @@ class HParamsFile:
         if end is not None:
             info = plugin_data_pb2.SessionEndInfo(status=end, end_time_secs=self.end_s)
             messages[metadata.SESSION_END_INFO_TAG] = plugin_data_pb2.HParamsPluginData(session_end_info=info)
-        buffer = io.BytesIO()
-        writer = RecordWriter(buffer)
-        writer.write(event_pb2.Event(wall_time=self.begun_s, file_version="brain.Event:2").SerializeToString())
+        events = [event_pb2.Event(wall_time=self.begun_s, file_version="brain.Event:2")]
         for tag, message in messages.items():
             message.version = metadata.PLUGIN_DATA_VERSION
             event = event_pb2.Event(wall_time=self.time_s)
             plugin_data = event.summary.value.add(tag=tag).metadata.plugin_data
             plugin_data.plugin_name, plugin_data.content = metadata.PLUGIN_NAME, message.SerializeToString()
-            writer.write(event.SerializeToString())
-        write_whole(self.path, buffer.getvalue())
+            events.append(event)
+        write_whole(self.path, b"".join(_record(event.SerializeToString()) for event in events))
         self.changed = False
 
 
@@ -377,11 +372,39 @@ def _param(value: Any) -> str | float | bool:
     return json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
+@functools.cache
+def _checksum() -> Callable[[bytes], int]:
+    """CRC-32C as event files have it: turned by 15 bits, and a constant added.
+
+    TensorBoard's own takes 0.1 us a byte in the interpreter, beside training: 15 us for an event of five metrics, 40 ms
+    for an image of 400 kB. It is used where google-crc32c, which the extra ``tensorboard`` brings, is not installed.
+    """
+    try:
+        from google_crc32c import value as crc32c
+    except ImportError:
+        from tensorboard.summary.writer.record_writer import masked_crc32c
+
+        return masked_crc32c  # type: ignore[no-any-return]
+
+    def masked(data: bytes) -> int:
+        crc: int = crc32c(data)
+        return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+    return masked
+
+
+def _record(data: bytes) -> bytes:
+    """A record of an event file (TensorFlow's ``TFRecord``): length, its checksum, data, their checksum."""
+    checksum = _checksum()
+    length = _LENGTH.pack(len(data))
+    return b"".join((length, _CHECKSUM.pack(checksum(length)), data, _CHECKSUM.pack(checksum(data))))
+
+
 def _records(content: bytes) -> Iterator[bytes]:
-    """The records of an event file: length, its checksum, data, their checksum (all little-endian)."""
+    """The data of an event file's records."""
     at = 0
     while at + 12 <= len(content):
-        (length,) = struct.unpack_from("<Q", content, at)
+        (length,) = _LENGTH.unpack_from(content, at)
         yield content[at + 12 : at + 12 + length]
         at += 16 + length
 
