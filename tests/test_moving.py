@@ -457,10 +457,10 @@ def test_a_heavy_delivery_moves(make: Make, mlflow_sqlite: str) -> None:
 
 
 def test_the_defaults_move_a_backlog(mlflow_sqlite: str, tmp_path: Path) -> None:
-    """Tens of thousands of points for a database file are more than the thread may compute."""
+    """A hundred thousand points for a database file are more than the thread may compute."""
     logger = MLFlowLogger("e", tracking_uri=mlflow_sqlite, save_dir=tmp_path / "runs")
     for step in range(2_000):
-        logger.log_metrics({f"m{i}": float(step) for i in range(10)}, step)
+        logger.log_metrics({f"m{i}": float(step) for i in range(50)}, step)
     wait_until(lambda: child_of(logger)._child is not None, 60, "the process")
     logger.close()
 
