@@ -267,6 +267,10 @@ ROWS = [
         "ours, MLFlowLogger, SQLite", OURS, _ours("MLFlowLogger", tracking_uri=SQLITE, save_dir="{folder}"), True, "mlflow",
     ),
     Row(
+        "ours, MLFlowLogger, SQLite, `delivery=\"thread\"`", OURS,
+        _ours("MLFlowLogger", tracking_uri=SQLITE, save_dir="{folder}", delivery="thread"), True, "mlflow",
+    ),
+    Row(
         "ours, MLFlowLogger, server", OURS,
         _ours("MLFlowLogger", tracking_uri="{uri}", save_dir="{folder}"), True, "mlflow", True,
     ),

@@ -2,9 +2,9 @@
 
 A thread computes with the interpreter that training needs. To import a large SDK there makes the first seconds of a
 training last twice as long; so where the SDK is not imported yet, a child process imports it, and delivers. A process
-that has it already, as one that makes many runs, delivers by its thread. Most SDKs take one part in a hundred of the
-interpreter then, and a database layer in Python may take ten: what the thread computes is measured, and paid from an
-allowance. Once that is used up, the thread stops and a child process goes on.
+that has it already, as one that makes many runs, delivers by its thread. That takes one part in a hundred of the
+interpreter then, but ten where a store computes in Python for each point: what the thread computes is measured, and
+paid from an allowance. Once that is used up, the thread stops and a child process goes on.
 
 Whoever holds the run's lock delivers, from cursors that are on disk. The thread waits until the child is ready, then
 for what it has to tell, and delivers itself if the child ends.
@@ -34,7 +34,7 @@ SHARE = 0.02
 """What part of the time the thread may compute for good."""
 
 AT_ONCE_S = 0.1
-"""Processor time that it may use at once: some 1,500 points of a database file, 30,000 of a server."""
+"""Processor time that it may use at once: some 12,000 points of a SQLite file, 30,000 of a server."""
 
 READY_WITHIN_S = 300.0
 """How long the thread lets records wait for a child that imports the SDK."""
