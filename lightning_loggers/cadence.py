@@ -13,10 +13,11 @@ from lightning_loggers.ranks import current_rank
 _BATCH = int(LogLevel.BATCH)
 
 
-Place = tuple[int | None, str | None, int | None, int | None]
-"""Level, phase, epoch, batch: see :class:`~lightning_loggers.loggers.trainer_context.Where`."""
+Where = tuple[int | None, str | None, int | None, int | None]
+"""Where a call was made: number of the :class:`LogLevel`, value of the :class:`Phase`, epoch and index of the batch
+in it, from 0. ``None`` is unknown; so is the batch outside of batches."""
 
-UNKNOWN: Place = (None, None, None, None)
+UNKNOWN: Where = (None, None, None, None)
 
 
 class Passed:
@@ -120,11 +121,11 @@ class Cadence:
             passed = self._passed[phase] = Passed(phase)
         return passed
 
-    def admits(self, place: Place = UNKNOWN, step: Any = None, peek: bool = False) -> bool:
+    def admits(self, where: Where = UNKNOWN, step: Any = None, peek: bool = False) -> bool:
         """Decide on one call.
 
         Args:
-            place: Its level, the value of its :class:`Phase`, its epoch, and the index of its batch in the epoch;
+            where: Its level, the value of its :class:`Phase`, its epoch, and the index of its batch in the epoch;
                 ``None`` for each that is not known.
             step: Its step; stands in for the index of the batch where that is not known.
             peek: Only ask: what is let through does not count.
@@ -132,7 +133,7 @@ class Cadence:
         Returns:
             Whether it is recorded.
         """
-        return self.logs_here() and self.is_due(place, step, peek)
+        return self.logs_here() and self.is_due(where, step, peek)
 
     def logs_here(self) -> bool:
         """Whether this process records; its rank is asked for unless it is settled."""
@@ -145,9 +146,9 @@ class Cadence:
             self._rank, self._rank_logs = rank, self.policy.logs_on(rank)
         return self._rank_logs
 
-    def is_due(self, place: Place, step: Any, peek: bool = False) -> bool:
+    def is_due(self, where: Where, step: Any, peek: bool = False) -> bool:
         """As :meth:`admits`, whatever the rank."""
-        level, phase, epoch, index = place
+        level, phase, epoch, index = where
         if level is not None:
             if level > self._level:
                 return False

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lightning_loggers.cadence import UNKNOWN, Cadence, Held, MetricWindow, Place
+from lightning_loggers.cadence import UNKNOWN, Cadence, Held, MetricWindow, Where
 from lightning_loggers.errors import NonFiniteError
 from lightning_loggers.loggers import arriving
 from lightning_loggers.loggers.trainer_context import LEVEL_NAMES, Progress, StepAxis, TrainerContext, located, place_of
@@ -26,18 +26,18 @@ _METRIC = Kind.METRIC.value
 _TRAIN = Phase.TRAIN.value
 
 
-def _nowhere() -> Place:
+def _nowhere() -> Where:
     """Where a training is that nobody tells of."""
     return UNKNOWN
 
 
-def _admit_none(_step: Any) -> Place | None:
+def _admit_none(_step: Any) -> Where | None:
     return None
 
 
 def refusing_training_batches(
-    context: TrainerContext, cadence: Cadence, admit: Callable[[Any], Place | None]
-) -> Callable[[Any], Place | None]:
+    context: TrainerContext, cadence: Cadence, admit: Callable[[Any], Where | None]
+) -> Callable[[Any], Where | None]:
     """A shorter way to refuse what is logged for a batch of a training, which is most of what is ever refused.
 
     Args:
@@ -51,7 +51,7 @@ def refusing_training_batches(
     state, connector, epochs, batches = context.state, context.connector, context.epochs, context.batches
     passed, clock, refuses_batches = cadence.passed(_TRAIN), cadence.clock, cadence.refuses_batches
 
-    def shorter(step: Any) -> Place | None:
+    def shorter(step: Any) -> Where | None:
         try:
             if state.stage is context.training and connector()._first_loop_iter is not None:
                 if refuses_batches:
@@ -102,8 +102,8 @@ class Gate:
         # With patterns of keys it is only asked at first: a call of which nothing is left is not to count.
         self._asks_twice = policy is not None and bool(policy.keys)
         # One of these is called for every log call, and so they are bound when that which they ask changes.
-        self.now: Callable[[], Place] = _nowhere
-        self.admit: Callable[[Any], Place | None] | None = None
+        self.now: Callable[[], Where] = _nowhere
+        self.admit: Callable[[Any], Where | None] | None = None
         self._bind()
         # Merging values, or deciding by them, takes the values.
         self._may_arrive = policy is not None and policy.nonfinite == "log" and not isinstance(policy.window, Window)
@@ -141,23 +141,23 @@ class Gate:
         is_due, logs_here = cadence.is_due, cadence.logs_here
         only_asked = self._asks_twice
 
-        def admit(step: Any) -> Place | None:
-            place = now()
-            return place if is_due(place, step, only_asked) else None
+        def admit(step: Any) -> Where | None:
+            where = now()
+            return where if is_due(where, step, only_asked) else None
 
-        def admit_anywhere(step: Any) -> Place | None:
+        def admit_anywhere(step: Any) -> Where | None:
             return UNKNOWN if is_due(UNKNOWN, step, only_asked) else None
 
         if cadence.refuses_all:
             self.admit = _admit_none
             return
-        chosen: Callable[[Any], Place | None] = admit
+        chosen: Callable[[Any], Where | None] = admit
         if self._progress is None:
             chosen = admit_anywhere
         elif isinstance(self._progress, TrainerContext):
             chosen = refusing_training_batches(self._progress, cadence, admit)
 
-        def admit_here(step: Any) -> Place | None:
+        def admit_here(step: Any) -> Where | None:
             return chosen(step) if logs_here() else None
 
         self.admit = chosen if cadence.is_settled else admit_here
@@ -171,27 +171,27 @@ class Gate:
             NonFiniteError: If the policy asks for it.
         """
         _, phase, epoch, _ = self.now()
-        place = _BATCH, phase, epoch, given_batch
+        where = _BATCH, phase, epoch, given_batch
         if self.should_log(given_batch, None) and (
-            self._cadence is None or self._cadence.admits(place, step, self._asks_twice)
+            self._cadence is None or self._cadence.admits(where, step, self._asks_twice)
         ):
-            self.record(metrics, step, place)
+            self.record(metrics, step, where)
 
-    def record(self, metrics: Mapping[str, Any], step: Any, place: Place) -> None:
+    def record(self, metrics: Mapping[str, Any], step: Any, where: Where) -> None:
         """Record metrics that :attr:`admit` has let through.
 
         Args:
             metrics: Metrics by key.
             step: Their step.
-            place: Where the training is.
+            where: Where the training is.
 
         Raises:
             NonFiniteError: If the policy asks for it.
         """
         if self.policy is None:
-            self.log_as_it_is(metrics, step, place)
+            self.log_as_it_is(metrics, step, where)
         else:
-            self._log_admitted(metrics, step, place)
+            self._log_admitted(metrics, step, where)
 
     def refuses(self, kind: Kind, identifier: Any = None, step: Any = None, batch_idx: int | None = None) -> bool:
         """Whether the policy holds back something other than metrics; what is let through counts as recorded.
@@ -209,12 +209,12 @@ class Gate:
             return self._logger.worker_rank != 0  # which the run belongs to, whichever ranks log
         if identifier is not None and not cadence.policy.selects(safe_str(identifier)):
             return True
-        place = self.now()
+        where = self.now()
         if batch_idx is not None:
             if not self.should_log(batch_idx, None):
                 return True
-            place = _BATCH, place[1], place[2], batch_idx
-        return not cadence.admits(place, step)
+            where = _BATCH, where[1], where[2], batch_idx
+        return not cadence.admits(where, step)
 
     def should_log(self, batch_idx: int | None, level: LogLevel | str | int | None) -> bool:
         """What :meth:`LogPolicy.should_log` says for this process."""
@@ -237,7 +237,7 @@ class Gate:
 
     # ------------------------------------------------------------------ what was let through
 
-    def log_as_it_is(self, metrics: Mapping[str, Any], step: Any, where: Place | None = None) -> None:
+    def log_as_it_is(self, metrics: Mapping[str, Any], step: Any, where: Where | None = None) -> None:
         """The short way, where nobody asked for anything: the journal's writer deals with whatever the values are.
 
         Args:
@@ -256,32 +256,32 @@ class Gate:
         step, place = progress.locate(step) if where is None else located(progress, step, where)
         logger._append(metrics, step, place)
 
-    def _log_admitted(self, metrics: Mapping[str, Any], step: Any, place: Place) -> None:
-        policy, window, phase = self.policy, self._window, place[1]
+    def _log_admitted(self, metrics: Mapping[str, Any], step: Any, where: Where) -> None:
+        policy, window, phase = self.policy, self._window, where[1]
         if policy is not None and policy.keys:
             metrics = {key: value for key, value in metrics.items() if policy.selects(safe_str(key))}
-            if not metrics or (self._cadence is not None and not self._cadence.admits(place, step)):
+            if not metrics or (self._cadence is not None and not self._cadence.admits(where, step)):
                 return
         if self._progress is not None:
-            step = self._progress.axis_step(step, place)
+            step = self._progress.axis_step(step, where)
         plain = self._plain(metrics)
         if plain is None:
-            self._log_arriving(metrics, step, place)
+            self._log_arriving(metrics, step, where)
             return
         numbers, others, nonfinite = plain
         if nonfinite:
             nonfinite = self._treat(numbers, nonfinite, step)
         if window is not None:
-            for_batch = place[0] is None or place[0] == _BATCH
+            for_batch = where[0] is None or where[0] == _BATCH
             if for_batch and numbers:
                 if self._logger._start() is None:  # so that the end of the process, and fork, know of this logger
                     return
-                self._write_merged(window, window.add(numbers, step, place[1:3], place))
+                self._write_merged(window, window.add(numbers, step, where[1:3], where))
                 numbers = {}
-            elif not for_batch and (place[0] == _FIT or window.scope is None or window.scope[0] == phase):
+            elif not for_batch and (where[0] == _FIT or window.scope is None or window.scope[0] == phase):
                 self.flush()  # but not a training's window because of a validation in the middle of its epoch
         if numbers or others:
-            self._write(numbers, others, step, place, nonfinite)
+            self._write(numbers, others, step, where, nonfinite)
         if nonfinite and policy is not None and policy.nonfinite == "raise" and self._may_raise:
             listed = ", ".join(f"{key}={name}" for key, name in nonfinite.items())
             raise NonFiniteError(
@@ -306,7 +306,7 @@ class Gate:
         numbers, others = normalise(metrics, self._tell)
         return numbers, others, split_nonfinite(numbers)
 
-    def _log_arriving(self, metrics: Mapping[str, Any], step: Any, place: Place) -> None:
+    def _log_arriving(self, metrics: Mapping[str, Any], step: Any, where: Where) -> None:
         """Record metrics with values on a device."""
         logger = self._logger
         if logger._start() is None:
@@ -314,9 +314,9 @@ class Gate:
         samples = None if self._progress is None else self._progress.samples()
         numbers = dict(metrics)
         if self.policy is not None and self.policy.axes:
-            self._add_axes(numbers, place[2], samples)
+            self._add_axes(numbers, where[2], samples)
         numbers = {f"{logger._prefix}{key}": value for key, value in numbers.items()}
-        logger._append(numbers, step, place_of(place, samples))
+        logger._append(numbers, step, place_of(where, samples))
 
     def _treat(self, numbers: dict[str, Any], nonfinite: dict[str, str], step: Any) -> dict[str, str] | None:
         """Do what the policy says; returns which of the numbers that are left are not finite."""
@@ -340,13 +340,13 @@ class Gate:
         numbers: dict[str, Any],
         others: Iterable[Record],
         step: Any,
-        place: Place,
+        where: Where,
         nonfinite: dict[str, str] | None,
     ) -> None:
         writer = self._logger._start()
         if writer is None:
             return
-        level, phase, epoch, _ = place
+        level, phase, epoch, _ = where
         time_ns = time.time_ns()
         meta: dict[str, Any] | None = None if level is None else {"level": LEVEL_NAMES[level]}
         if numbers:

@@ -6,8 +6,9 @@ asks at each log call. Some of what is asked is not part of Lightning's interfac
 """
 
 import weakref
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from lightning_loggers.cadence import Where
 from lightning_loggers.policies import LogLevel, Phase
 from lightning_loggers.records import Place
 
@@ -29,41 +30,23 @@ _FIT_HOOKS = frozenset(
 )  # fmt: skip
 
 
-class Where(NamedTuple):
-    """Where a log call was made; ``None`` is unknown.
-
-    Attributes:
-        level: Number of the :class:`~lightning_loggers.policies.LogLevel`.
-        phase: Value of the :class:`~lightning_loggers.policies.Phase`.
-        epoch: The epoch, from 0.
-        batch_idx: Index of the batch in its epoch, from 0; ``None`` outside of batches.
-    """
-
-    level: int | None = None
-    phase: str | None = None
-    epoch: int | None = None
-    batch_idx: int | None = None
-
-
 class Progress(Protocol):
     """What can tell a logger where the training is: a Trainer's context, or a custom loop's front end."""
 
-    def now(self) -> tuple[int | None, str | None, int | None, int | None]:
-        """The fields of :class:`Where`."""
+    def now(self) -> Where:
+        """Level, phase, epoch and batch."""
 
     def samples(self) -> int | None:
         """Samples trained on so far by all ranks, where known."""
 
-    def axis_step(self, step: Any, where: tuple[int | None, str | None, int | None, int | None]) -> Any:
+    def axis_step(self, step: Any, where: Where) -> Any:
         """The step of a call on the run's one axis."""
 
     def locate(self, step: Any) -> tuple[Any, Place]:
         """What a record of now says of a call with that step: see :func:`located`."""
 
 
-def located(
-    progress: Progress, step: Any, where: tuple[int | None, str | None, int | None, int | None]
-) -> tuple[Any, Place]:
+def located(progress: Progress, step: Any, where: Where) -> tuple[Any, Place]:
     """The step on the run's one axis, and what a record says of where its call was made.
 
     Args:
@@ -75,7 +58,7 @@ def located(
     return progress.axis_step(step, where), place
 
 
-def place_of(where: tuple[int | None, str | None, int | None, int | None], samples: int | None) -> Place:
+def place_of(where: Where, samples: int | None) -> Place:
     """What a record says of where its call was made, and of the samples trained on so far.
 
     >>> place_of((3, "train", 1, 7), 64), place_of((None, None, None, None), None)
@@ -131,7 +114,7 @@ class TrainerContext:
         """The Trainer, or ``None`` once it is gone."""
         return self._trainer()
 
-    def now(self) -> tuple[int | None, str | None, int | None, int | None]:
+    def now(self) -> Where:
         """Level, phase, epoch and batch as of this moment; called for every log call, so it builds no objects."""
         try:
             stage = self.state.stage
@@ -217,7 +200,7 @@ class TrainerContext:
         in_epoch = batches * batch_size
         return batch_size, batches, in_epoch if length is None else min(length, in_epoch), trainer.world_size
 
-    def axis_step(self, step: Any, where: tuple[int | None, str | None, int | None, int | None]) -> Any:
+    def axis_step(self, step: Any, where: Where) -> Any:
         """The step of a call on the run's one axis, which never jumps back when validation or testing begins.
 
         Lightning counts the batches of every validation from 0, and gives step 0 to what a fresh Trainer validates or

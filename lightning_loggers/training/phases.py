@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_loggers.cadence import UNKNOWN, Where
 from lightning_loggers.errors import ConfigurationError
 from lightning_loggers.loggers.trainer_context import located
 from lightning_loggers.policies import LogLevel, Phase, nearest
@@ -69,7 +70,7 @@ class LoopProgress:
         self.batches = 0
         self._level: int | None = None
         # Made anew when something changes, not whenever a log call asks.
-        self._now: tuple[int | None, str | None, int | None, int | None] = (None, None, None, None)
+        self._now: Where = UNKNOWN
 
     @property
     def current(self) -> Epoch:
@@ -81,7 +82,7 @@ class LoopProgress:
         """The mode of the innermost epoch."""
         return self.current.mode
 
-    def now(self) -> tuple[int | None, str | None, int | None, int | None]:
+    def now(self) -> Where:
         """Level, phase, epoch and batch as of now."""
         return self._now
 
