@@ -8,6 +8,7 @@ transaction of a few statements: 7 us a point.
 import functools
 import inspect
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,6 +88,8 @@ class PointWriter:
 
 def _mark_of(store: Any) -> str:
     """How the driver of the store's database marks a value in a statement; empty where that is not known here."""
+    if "mlflow.store.tracking.sqlalchemy_store" not in sys.modules:
+        return ""  # a store of another kind; with mlflow-skinny there may be no SQLAlchemy
     try:
         from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric, SqlRun
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
