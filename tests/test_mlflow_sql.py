@@ -2,6 +2,7 @@
 
 import math
 import sqlite3
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,14 @@ def test_a_store_with_a_log_batch_of_its_own_is_left_to_it(store: Any) -> None:
     plugin.__dict__.update(store.__dict__)
     PointWriter(plugin).write(new_run(store), [("loss", 1.0, 1, 1)])
     assert [metric.key for metric in seen] == ["loss"]
+
+
+def test_no_database_layer_is_imported_for_another_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLAlchemy takes half a second to import, and mlflow-skinny comes without it."""
+    name = "mlflow.store.tracking.sqlalchemy_store"
+    monkeypatch.delitem(sys.modules, name)
+    assert not PointWriter(object())._mark
+    assert name not in sys.modules
 
 
 def test_a_database_that_refuses_the_first_batch_is_left_to_mlflow(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
