@@ -16,6 +16,8 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from lightning_loggers.adapters import mlflow_sql
+from lightning_loggers.adapters.base import FaultKind
+from lightning_loggers.adapters.mlflow_faults import fault_of
 from lightning_loggers.adapters.mlflow_sql import Point, PointWriter
 
 VALUES = [0.0, -0.0, 0.1, 1e-320, -1.7976931348623157e308, math.nan, math.inf, -math.inf, 2.0**53, 3]
@@ -158,8 +160,8 @@ def test_a_batch_is_there_as_a_whole_or_not_at_all(store: Any, monkeypatch: pyte
     assert len(rows(store, "metrics", run_id)) == 3
 
 
-def test_a_locked_database_is_said_to_be_so(tmp_path: Path) -> None:
-    """Another program's lock is a fault that passes, not a reason to write in another way."""
+def test_a_locked_database_is_said_to_be_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Another program's lock is a fault that passes, told in a line, and not a reason to write in another way."""
     store = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")._tracking_client.store
     run_id = new_run(store)
     writer = PointWriter(store)
@@ -169,11 +171,16 @@ def test_a_locked_database_is_said_to_be_so(tmp_path: Path) -> None:
     def impatient(_c: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> Any:
         return statement.replace("busy_timeout = 20000", "busy_timeout = 10"), parameters
 
+    caplog.clear()
     with sqlite3.connect(tmp_path / "mlflow.db") as other:
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(MlflowException, match="database is locked"):
+        with pytest.raises(MlflowException, match="database is locked") as raised:
             writer.write(run_id, [("loss", 2.0, 2, 2)])
         other.rollback()
+    fault = fault_of(raised.value, run_id)
+    assert fault.kind is FaultKind.TRANSIENT
+    assert len(fault.reason) < 100
+    assert not caplog.messages
     writer.write(run_id, [("loss", 2.0, 2, 2)])
     assert writer._mark
     assert len(rows(store, "metrics", run_id)) == 2

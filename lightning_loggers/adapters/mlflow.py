@@ -22,10 +22,11 @@ from urllib.parse import urlsplit
 
 from typing_extensions import override
 
-from lightning_loggers.adapters.base import Adapter, Capabilities, Context, Fault, FaultKind
+from lightning_loggers.adapters.base import Adapter, Capabilities, Context, Fault
 from lightning_loggers.adapters.fitting import int64_step
+from lightning_loggers.adapters.mlflow_faults import DeletedExperimentError, fault_of
 from lightning_loggers.adapters.mlflow_media import MLflowMedia
-from lightning_loggers.adapters.mlflow_rest import TRANSIENT_HTTP, StatusError, UnreachableError, bounded
+from lightning_loggers.adapters.mlflow_rest import UnreachableError, bounded
 from lightning_loggers.adapters.mlflow_sql import Point, PointWriter
 from lightning_loggers.adapters.standard_files import STANDARD_FILES
 from lightning_loggers.errors import ConfigurationError
@@ -51,25 +52,6 @@ _STATUS = {
     RunStatus.FAILED: "FAILED",
     RunStatus.INTERRUPTED: "KILLED",
 }
-_TRANSIENT_CODES = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED", "IO_ERROR"}
-_AUTH_CODES = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
-_REJECT_CODES = {
-    "INVALID_PARAMETER_VALUE",
-    "BAD_REQUEST",
-    "RESOURCE_DOES_NOT_EXIST",
-    "RESOURCE_ALREADY_EXISTS",
-    "INVALID_STATE",
-    "MALFORMED_REQUEST",
-    "ENDPOINT_NOT_FOUND",
-    "NOT_FOUND",
-}
-_TRANSIENT_WORDS = ("database is locked", "could not connect", "connection refused", "server closed the connection")
-_GONE = re.compile(r"must be in the 'active' state|Run with id=\S+ not found|Run '\S+' not found")
-_TRANSIENT_CAUSES = {
-    "InterfaceError",
-    "TimeoutError",
-    "DisconnectionError",
-}  # of SQLAlchemy: the connection, not the data
 
 
 class MLflowAdapter(Adapter):
@@ -223,7 +205,7 @@ class MLflowAdapter(Adapter):
                 if existing is None:
                     raise
         if existing.lifecycle_stage == "deleted":
-            raise _DeletedExperimentError(
+            raise DeletedExperimentError(
                 f"The experiment {name!r} was deleted at {self.destination(self.context.options)}. Restore it: "
                 f"mlflow experiments restore --experiment-id {existing.experiment_id}"
             )
@@ -414,53 +396,11 @@ class MLflowAdapter(Adapter):
 
     @override
     def classify(self, error: Exception) -> Fault:
-        if isinstance(error, UnreachableError):
-            return Fault(FaultKind.TRANSIENT, str(error))
-        if isinstance(error, StatusError):
-            kind = FaultKind.TRANSIENT if error.status in TRANSIENT_HTTP else FaultKind.AUTHENTICATION
-            return Fault(kind, str(error), error.retry_after_s)
-        if isinstance(error, _DeletedExperimentError):
-            return Fault(FaultKind.AUTHENTICATION, str(error))
-        code = str(getattr(error, "error_code", ""))
-        text = f"{type(error).__name__}: {error}"
-        if _GONE.search(text):
-            return Fault(
-                FaultKind.AUTHENTICATION,
-                f"{text} (If the run was deleted by mistake: mlflow runs restore --run-id {self.context.remote.id})",
-            )
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if isinstance(status, int):  # of an artifact's transfer
-            if status in {401, 403}:
-                return Fault(FaultKind.AUTHENTICATION, text)
-            refused = 400 <= status < 500 and status not in TRANSIENT_HTTP
-            return Fault(FaultKind.REJECTED if refused else FaultKind.TRANSIENT, text)
-        if any(words in text.lower() for words in _TRANSIENT_WORDS):
-            return Fault(FaultKind.TRANSIENT, text)
-        if code in _AUTH_CODES:
-            return Fault(FaultKind.AUTHENTICATION, text)
-        causes = list(_causes(error))
-        if any(
-            type(cause).__name__ in _TRANSIENT_CAUSES or getattr(cause, "connection_invalidated", False)
-            for cause in causes
-        ):
-            return Fault(FaultKind.TRANSIENT, text)
-        if code in _REJECT_CODES or "Invalid artifact path" in text:
-            return Fault(FaultKind.REJECTED, text)
-        if code in _TRANSIENT_CODES:
-            return Fault(FaultKind.TRANSIENT, text)
-        if any(isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError) for cause in causes):
-            return Fault(FaultKind.TRANSIENT, text)  # requests' errors are OSErrors
-        if isinstance(error, FileNotFoundError | ValueError | ImportError):
-            return Fault(FaultKind.REJECTED, text)
-        return Fault(FaultKind.BUG, text)  # among them MLflow's INTERNAL_ERROR: its code for all it has no code for
+        return fault_of(error, self.context.remote.id)
 
     @override
     def close(self) -> None:
         self._client = self._store = self._write_points = None
-
-
-class _DeletedExperimentError(Exception):
-    """The experiment is in the bin; only a person can say whether it comes back."""
 
 
 def _modules(options: Mapping[str, Any]) -> list[str]:
@@ -486,15 +426,6 @@ def _artifact_path(path: str) -> str:
         if part:
             parts.append(fitted)
     return "/".join(parts)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception and those that led to it."""
-    for _ in range(16):
-        if error is None:
-            return
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 @contextlib.contextmanager

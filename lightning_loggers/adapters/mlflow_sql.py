@@ -5,11 +5,14 @@ point, most of it under the interpreter lock that a delivery thread shares with 
 transaction of a few statements: 7 us a point.
 """
 
+import contextlib
 import functools
 import inspect
+import logging
 import math
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 Point = tuple[str, float, int, int]
@@ -45,11 +48,12 @@ class PointWriter:
 
     def write(self, run_id: str, points: Sequence[Point]) -> None:
         """Write points of one run, at most MLflow's thousand."""
-        if self._mark and self._written(run_id, points):
-            return
-        from mlflow.entities import Metric
+        with _said_once():
+            if self._mark and self._written(run_id, points):
+                return
+            from mlflow.entities import Metric
 
-        self._store.log_batch(run_id, metrics=[Metric(*point) for point in points], params=[], tags=[])
+            self._store.log_batch(run_id, metrics=[Metric(*point) for point in points], params=[], tags=[])
 
     def _written(self, run_id: str, points: Sequence[Point]) -> bool:
         """Write them directly, unless the run is not there or the database refuses the very first batch."""
@@ -84,6 +88,21 @@ class PointWriter:
             if key not in order or (step, at, stored) > order[key]:
                 order[key], latest[key] = (step, at, stored), row
         return rows, [latest[key] for key in sorted(latest)]
+
+
+@contextlib.contextmanager
+def _said_once() -> Iterator[None]:
+    """MLflow's session logs each fault of a database with its statement, besides raising it: delivery tells it once."""
+    logger, thread = logging.getLogger("mlflow.store.db.utils"), threading.get_ident()
+
+    def is_not_of_here(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    logger.addFilter(is_not_of_here)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_not_of_here)
 
 
 def _mark_of(store: Any) -> str:
