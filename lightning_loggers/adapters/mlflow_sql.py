@@ -49,30 +49,33 @@ class PointWriter:
     def write(self, run_id: str, points: Sequence[Point]) -> None:
         """Write points of one run, at most MLflow's thousand."""
         with _said_once():
-            if self._mark and self._written(run_id, points):
-                return
+            refused = False
+            if self._mark:
+                try:
+                    if self._written(run_id, points):
+                        return
+                except Exception:
+                    if self._proven:
+                        raise
+                    refused = True  # it can be anything: MLflow's store says what, or does it
             from mlflow.entities import Metric
 
             self._store.log_batch(run_id, metrics=[Metric(*point) for point in points], params=[], tags=[])
+            if refused:
+                self._mark = ""  # what is here does not suit this database; had it been out of order, both had failed
 
     def _written(self, run_id: str, points: Sequence[Point]) -> bool:
-        """Write them directly, unless the run is not there or the database refuses the very first batch."""
+        """Write them directly, unless the run is not there to be written to."""
         rows, latest = self._rows(run_id, points)
-        try:
-            with self._store.ManagedSessionMaker(**self._session_options) as session:
-                if not _is_active(session, run_id):
-                    return False
-                connection = session.connection()
-                for statement, all_rows in ((_insert, rows), (_upsert_latest, latest)):
-                    for begin in range(0, len(all_rows), _ROWS):
-                        part = all_rows[begin : begin + _ROWS]
-                        values = tuple(value for row in part for value in row)
-                        connection.exec_driver_sql(statement(len(part), self._mark), values)
-        except Exception:
-            if self._proven:
-                raise
-            self._mark = ""  # it can be anything: MLflow's store says what, or does it
-            return False
+        with self._store.ManagedSessionMaker(**self._session_options) as session:
+            if not _is_active(session, run_id):
+                return False
+            connection = session.connection()
+            for statement, all_rows in ((_insert, rows), (_upsert_latest, latest)):
+                for begin in range(0, len(all_rows), _ROWS):
+                    part = all_rows[begin : begin + _ROWS]
+                    values = tuple(value for row in part for value in row)
+                    connection.exec_driver_sql(statement(len(part), self._mark), values)
         self._proven = True
         return True
 

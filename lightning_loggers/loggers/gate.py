@@ -346,9 +346,8 @@ class Gate:
         writer = self._logger._start()
         if writer is None:
             return
-        level, phase, epoch, _ = where
+        meta, epoch, phase = place_of(where, None)
         time_ns = time.time_ns()
-        meta: dict[str, Any] | None = None if level is None else {"level": LEVEL_NAMES[level]}
         if numbers:
             samples = None if self._progress is None else self._progress.samples()
             if self.policy is not None and self.policy.axes:
@@ -362,8 +361,8 @@ class Gate:
             if meta is None and phase is None and epoch is None:
                 writer.append_metrics(numbers, step)
             else:
-                about = meta if samples is None else {**(meta or {}), "samples": samples}
-                writer.append(Record(time_ns, _METRIC, step, numbers, nonfinite, None, None, None, about, epoch, phase))
+                place = place_of(where, samples)
+                writer.append(Record(time_ns, _METRIC, step, numbers, nonfinite, None, None, None, *place))
         for record in others:
             writer.append(
                 msgspec.structs.replace(record, time_ns=time_ns, step=step, epoch=epoch, phase=phase, meta=meta)
