@@ -6,38 +6,35 @@ All hosts (a thread of the trainer, a child process, the command line) run this;
 
 import contextlib
 import enum
-import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from lightning_loggers import jobs
-from lightning_loggers.adapters.base import Adapter, Context, Delivered, Fault, FaultKind, Outcome
+from lightning_loggers.adapters.base import Adapter, Context, Fault, FaultKind
 from lightning_loggers.adapters.fitting import KeyMap
 from lightning_loggers.adapters.registry import adapter_class
 from lightning_loggers.delivery.backoff import Backoff
 from lightning_loggers.delivery.discover import writer_alive
 from lightning_loggers.delivery.pending import ends_of
+from lightning_loggers.delivery.sending import Sender
 from lightning_loggers.delivery.state import StateFile, TrackerState, state_name
 from lightning_loggers.errors import JournalError
 from lightning_loggers.journal.blobs import BlobStore
 from lightning_loggers.journal.layout import (
     BLOBS_FOLDER,
-    REJECTED_FILE,
     delivery_lock_path,
     journal_dir,
     list_segments,
     lock_path,
 )
 from lightning_loggers.journal.lock import FileLock, is_locked
-from lightning_loggers.journal.reader import Entry, Position, StreamReader, header_before, read_first_header
+from lightning_loggers.journal.reader import Position, StreamReader, header_before, read_first_header
 from lightning_loggers.notices import Notices
-from lightning_loggers.records import Header, Kind, Record, RunStatus, encode_line, is_terminal, split_nonfinite
+from lightning_loggers.records import Header, RunStatus, is_terminal
 from lightning_loggers.secrets import has_secret, mask, secrets_of_uri
 
 if TYPE_CHECKING:
@@ -125,13 +122,20 @@ class Worker:
         self._keys: KeyMap | None = None
         self._saved_keys = 0
         self._failures = 0
-        self._ever_delivered = False
         self._read_bytes = _LARGEST_READ_BYTES
         self._secrets = frozenset[str]().union(
             *(secrets_of_uri(value) for value in self._options.values() if isinstance(value, str))
         )
         self.stopping = threading.Event()
         """Once set, the running step ends after the batch under way."""
+        self._sender = Sender(
+            self.folder,
+            open_run=self._open,
+            save=self._save,
+            tell=self._tell,
+            masked=self._masked,
+            stopping=self.stopping,
+        )
 
     # ---------------------------------------------------------------- for hosts
 
@@ -166,11 +170,10 @@ class Worker:
         assert state is not None
         if jobs.will_be_started_again(state.job):
             return Step(StepKind.BUSY, POLL_S, "the launcher of its job starts it again")
-        opened = self._open()
-        if isinstance(opened, Fault):
-            return self._failed(opened)
-        assert self._adapter is not None
-        outcome = self._adapter.update_status(RunStatus.FAILED)
+        adapter = self._open()
+        if isinstance(adapter, Fault):
+            return self._failed(adapter)
+        outcome = adapter.update_status(RunStatus.FAILED)
         if isinstance(outcome, Fault):
             return self._failed(outcome)
         state.status = RunStatus.FAILED.value
@@ -289,7 +292,7 @@ class Worker:
                 self._tell(("damage", str(damage.path), damage.offset), f"Journal damage: {damage}")
             if chunk.at_end:
                 continue
-            outcome = self._deliver(stream, chunk.entries)
+            outcome = self._sender.send(state, stream, chunk.entries)
             if isinstance(outcome, Fault):
                 return self._failed(outcome)
             if state.cursors.get(stream, Position()) < chunk.end:
@@ -329,7 +332,7 @@ class Worker:
         wait_s = 0.0 if more else idle_s
         if not self._merged:
             return Step(StepKind.PROGRESS, wait_s) if read else Step(StepKind.IDLE, idle_s)
-        outcome = self._deliver("", self._merged)
+        outcome = self._sender.send(state, "", self._merged)
         if isinstance(outcome, Fault):
             return self._failed(outcome)
         self._merged = []
@@ -347,15 +350,6 @@ class Worker:
             f"it logs for such a step later is shown under names that end in /rank{rank}. More of the same is only "
             "counted.",
         )
-
-    def _move(self, stream: str, group: "Sequence[Entry | Merged]") -> None:
-        """Count lines as delivered."""
-        assert self.state is not None
-        if isinstance(group[-1], Entry):
-            self.state.cursors[stream] = group[-1].end
-        else:
-            for item in group:
-                self.state.cursors.update(item.ends)  # type: ignore[union-attr]
 
     def _ready(self) -> bool:
         """Whether there is a journal; learns what its header says."""
@@ -390,9 +384,10 @@ class Worker:
             self._tell("state", f"{self._file.path} was damaged: the run is delivered again from its beginning.")
         return state
 
-    def _open(self) -> Outcome:
-        if self._opened:
-            return Delivered()
+    def _open(self) -> Adapter | Fault:
+        """The adapter, with the tracker's run open; or why it cannot be."""
+        if self._adapter is not None and self._opened:
+            return self._adapter
         assert self._header is not None
         assert self._file is not None
         assert self.state is not None
@@ -413,163 +408,13 @@ class Worker:
             )
             self._adapter = (self._make_adapter or kind)(context)
         outcome = self._adapter.open_run()
-        if isinstance(outcome, Delivered):
-            self._opened = True
-            if self.state.status is None:
-                self.state.status = RunStatus.RUNNING.value
-            self._save()
-        return outcome
-
-    def _deliver(self, stream: str, entries: "Sequence[Entry | Merged]") -> Outcome:
-        """Deliver a chunk, status records in their place between the others."""
-        for group in _groups(entries):
-            if self.stopping.is_set():
-                return Fault(FaultKind.TRANSIENT, "the host is stopping")
-            outcome = self._deliver_group(stream, group)
-            if isinstance(outcome, Fault):
-                return outcome
-        return Delivered()
-
-    def _deliver_group(self, stream: str, group: "Sequence[Entry | Merged]") -> Outcome:
-        state = self.state
-        assert state is not None
-        lines = [entry.line for entry in group]
-        if isinstance(lines[0], Header):
-            state.wanted_status = None  # a new session of the run has begun
-            if lines[0].rank == 0:
-                job = lines[0].environment.get("job")
-                state.job = job if isinstance(job, dict) else None
-            self._move(stream, group)
-            return Delivered()
-        if not lines[0].kind:  # a line that only counts as delivered
-            self._move(stream, group)
-            return Delivered()
-        outcome = self._open()
         if isinstance(outcome, Fault):
-            if outcome.kind is FaultKind.REJECTED:  # of the run itself, not of a record: nothing to bisect
-                return Fault(FaultKind.AUTHENTICATION, outcome.reason)
             return outcome
-        assert self._adapter is not None
-        if lines[0].kind == Kind.STATUS:
-            return self._deliver_status(stream, group[-1])
-        ended = state.status if is_terminal(state.status) else None
-        if ended is not None:
-            outcome = self._adapter.update_status(RunStatus.RUNNING)
-            if isinstance(outcome, Fault):
-                return outcome
-            state.status = RunStatus.RUNNING.value
-        outcome = self._deliver_records(stream, group)
-        if ended is not None and isinstance(outcome, Delivered) and all(getattr(i, "straggles", False) for i in group):
-            outcome = self._adapter.update_status(RunStatus(ended))  # rank 0 will not say it again
-            if isinstance(outcome, Delivered):
-                state.status = ended
-        return outcome
-
-    def _deliver_status(self, stream: str, entry: "Entry | Merged") -> Outcome:
-        state = self.state
-        assert state is not None
-        assert self._adapter is not None
-        assert isinstance(entry.line, Record)
-        try:
-            status = RunStatus(str(entry.line.value))
-        except ValueError:
-            status = RunStatus.FINISHED
-        if state.status != status:
-            outcome = self._adapter.update_status(status)
-            if isinstance(outcome, Fault):
-                if outcome.kind is not FaultKind.REJECTED:
-                    return outcome
-                self._quarantine(entry.line, outcome)
-        state.status = status.value if status is not RunStatus.PREEMPTED else RunStatus.RUNNING.value
-        state.wanted_status = status.value
-        self._move(stream, [entry])
+        self._opened = True
+        if self.state.status is None:
+            self.state.status = RunStatus.RUNNING.value
         self._save()
-        return Delivered()
-
-    def _deliver_records(self, stream: str, group: "Sequence[Entry | Merged]") -> Outcome:
-        """Deliver records, halving the batch around what the tracker refuses."""
-        state = self.state
-        assert state is not None
-        assert self._adapter is not None
-        records = [entry.line for entry in group if isinstance(entry.line, Record)]
-        outcome = self._adapter.write(records)
-        if isinstance(outcome, Delivered):
-            self._ever_delivered = True
-            state.delivered += len(records)
-        elif outcome.kind in {FaultKind.TRANSIENT, FaultKind.AUTHENTICATION}:
-            return outcome
-        elif len(group) > 1:
-            middle = len(group) // 2
-            first = self._deliver_records(stream, group[:middle])
-            if isinstance(first, Fault):
-                if first.kind is not FaultKind.BUG or not isinstance(self._adapter.write(records[-1:]), Delivered):
-                    return first
-                self._ever_delivered = True  # others pass: the fault is the record's, and it can be set aside
-                return self._deliver_records(stream, group)
-            return self._deliver_records(stream, group[middle:])
-        elif outcome.kind is FaultKind.BUG and not self._ever_delivered:
-            return outcome  # nothing at all passes: no reason to blame this record
-        else:
-            refused = self._isolate(records[0], outcome)
-            if isinstance(refused, Fault):
-                return refused
-            if not refused:
-                state.delivered += 1
-        self._move(stream, group)
-        self._save()
-        return Delivered()
-
-    def _isolate(self, record: Record, fault: Fault) -> bool | Fault:
-        """Deliver what can be of a refused record; quarantine the rest.
-
-        Returns:
-            Whether anything was quarantined, or the fault that interrupted it.
-        """
-        assert self._adapter is not None
-        if record.data is None or len(record.data) <= 1:
-            self._quarantine(record, fault)
-            return True
-        items = list(record.data.items())
-        refused = False
-        for half in (dict(items[: len(items) // 2]), dict(items[len(items) // 2 :])):
-            part = msgspec.structs.replace(record, data=half, nonfinite=split_nonfinite(half))
-            outcome = self._adapter.write([part])
-            if isinstance(outcome, Delivered):
-                continue
-            if outcome.kind in {FaultKind.TRANSIENT, FaultKind.AUTHENTICATION}:
-                return outcome
-            inner = self._isolate(part, outcome)
-            if isinstance(inner, Fault):
-                return inner
-            refused = refused or inner
-        return refused
-
-    def _quarantine(self, record: Record, fault: Fault) -> None:
-        """Keep a refused record, with the reason, where a person finds it."""
-        assert self.state is not None
-        reason = self._masked(fault.reason)
-        data = record.data
-        line = json.dumps(
-            {
-                "reason": reason,
-                "fault": fault.kind.value,
-                "tracker": self.state.tracker,
-                "destination": self.state.destination,
-                "record": json.loads(encode_line(record)),
-            }
-        )
-        path = self.folder / REJECTED_FILE
-        if not path.is_symlink():
-            with path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        self.state.rejected += 1
-        self.state.count_reason(f"{fault.kind.value}: {reason[:120]}")
-        what = ", ".join(map(repr, data)) if data else repr(record.id or record.kind)
-        self._tell(
-            ("rejected", reason[:80]),
-            f"{self.state.tracker} refused {record.kind} {what[:200]}: {reason}. It is kept in {path}; everything else "
-            "is delivered.",
-        )
+        return self._adapter
 
     def _failed(self, fault: Fault) -> Step:
         reason = self._masked(fault.reason)
@@ -629,19 +474,3 @@ class Worker:
 
     def _masked(self, text: str) -> str:
         return mask(text, self._secrets)
-
-
-def _groups(entries: "Sequence[Entry | Merged]") -> Iterator[list["Entry | Merged"]]:
-    """Runs of data records; a header or status record is a group of its own."""
-    group: list[Entry | Merged] = []
-    for entry in entries:
-        alone = isinstance(entry.line, Header) or entry.line.kind in {Kind.STATUS, ""}
-        if alone and group:
-            yield group
-            group = []
-        group.append(entry)
-        if alone:
-            yield group
-            group = []
-    if group:
-        yield group
