@@ -326,7 +326,7 @@ def test_unreadable_journals_are_skipped(runs: Path, mlflow_sqlite: str, capsys:
     newer = Header(FORMAT_VERSION + 1, RunSpec(**header["run"]), header["time_ns"])
     path.write_bytes(encode_line(newer) + rest)
     writer = open_run(runs / "exp/d", mlflow_sqlite)
-    writer.run = RunSpec("cd" * 16, "exp", "d", "nosuchtracker")
+    writer._file.run = RunSpec("cd" * 16, "exp", "d", "nosuchtracker")
     append_points(writer, 1)
     end_run(writer)
     (runs / "exp/e").mkdir()
@@ -617,7 +617,7 @@ def test_control_characters_do_not_reach_the_terminal(
     writer = open_run(runs / "exp/v1", mlflow_sqlite)
     from lightning_loggers.records import RunSpec
 
-    writer.run = RunSpec("cd" * 16, "\x1b[31mred", "v\x07", "mlflow", {"tracking_uri": mlflow_sqlite})
+    writer._file.run = RunSpec("cd" * 16, "\x1b[31mred", "v\x07", "mlflow", {"tracking_uri": mlflow_sqlite})
     append_points(writer, 1)
     end_run(writer)
     for command in (["sync", "--dry-run"], ["status"], ["status", "--json"], ["sync"]):

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import math
 import os
-import secrets
 import threading
 import time
 import weakref
@@ -21,24 +20,21 @@ from zlib import crc32
 
 import msgspec
 
-from lightning_loggers.errors import JournalError
 from lightning_loggers.journal import keeper, segments
-from lightning_loggers.journal.blobs import BlobStore, safe_name
-from lightning_loggers.journal.layout import BLOBS_FOLDER, list_segments, segment_path
-from lightning_loggers.journal.lock import FileLock
-from lightning_loggers.journal.reader import Position, read_first_header
+from lightning_loggers.journal.blobs import BlobStore
+from lightning_loggers.journal.layout import BLOBS_FOLDER
+from lightning_loggers.journal.reader import Position
+from lightning_loggers.journal.stream import StreamFile
+from lightning_loggers.journal.unusual import LONG, in_parts, plain_step
 from lightning_loggers.notices import Notices
 from lightning_loggers.records import (
-    FORMAT_VERSION,
     MAX_LINE_BYTES,
-    Header,
     Kind,
     Place,
     PlacedMetrics,
     PlainMetrics,
     Record,
     RunSpec,
-    encode_json,
     encode_line,
     split_nonfinite,
 )
@@ -48,7 +44,6 @@ BUFFER_BYTES = 4 * 2**20
 """What is kept in memory while the disk refuses; older lines are dropped, counted and told."""
 
 _RETRY_WRITE_EVERY_S = 1.0
-_LONG = f"a line of the journal holds {MAX_LINE_BYTES // 2**20} MiB"
 
 _encode = msgspec.json.Encoder().encode
 _METRIC = Kind.METRIC.value
@@ -101,34 +96,25 @@ class JournalWriter:
         segment_bytes: int = DEFAULT_SEGMENT_BYTES,
     ) -> None:
         self.folder = folder
-        self.run = run
         self.blobs = BlobStore(folder / BLOBS_FOLDER)
         self.recorded = 0
         self.found_nonfinite = False
         self.dropped: dict[str, int] = {}
-        self.stream: str | None = None
-        self.segment = 0
-        self._rank = rank
-        self._environment = environment
         self._normalise = normalise_metrics
         self._defer = defer_metrics
         self._notices = notices or Notices()
+        self._file = StreamFile(folder, run, rank, environment, self._notices)
         self._segment_bytes = segment_bytes
-        self._fd = -1  # what appends write to; -1 sends the next append to _append_slowly
-        self._open_fd = -1  # the descriptor that is really open
+        self._fd = -1  # what appends write to: the file's descriptor, or -1, which sends them to _append_slowly
         self._size = 0  # of the whole lines; a line behind for an instant, see position
         self._roll_above = segment_bytes
-        self._header_rank = 0
         self._lock = threading.RLock()  # reentrant: a signal handler may append; never taken by delivery
         self._counting = threading.RLock()
-        self._writer_lock: FileLock | None = None
         self._buffer: deque[bytes] = deque()
         self._buffered_bytes = 0
         self._torn = False
         self._recovering = False
         self._retry_at = -math.inf
-        self._told_environment: dict[str, Any] | None = None
-        self._own_stream: str | None = None
         _all_writers.add(self)
 
     # ---------------------------------------------------------------- the log path
@@ -226,13 +212,28 @@ class JournalWriter:
     # ---------------------------------------------------------------- state that others read
 
     @property
+    def run(self) -> RunSpec:
+        """What the header says of the run."""
+        return self._file.run
+
+    @property
+    def stream(self) -> str | None:
+        """Name of the stream; ``None`` before the first record."""
+        return self._file.stream
+
+    @property
+    def segment(self) -> int:
+        """Number of the segment that is being written."""
+        return self._file.segment
+
+    @property
     def position(self) -> Position:
         """Where the stream ends for now: as the file has it, since a signal handler may ask before an append counts."""
         with self._lock:
             size = self._size
             if not self._torn:  # else the disk lets nobody take half a line back, which no reader goes past
                 with contextlib.suppress(OSError):  # not open, or closed by somebody
-                    size = os.fstat(self._open_fd).st_size
+                    size = os.fstat(self._file.fd).st_size
             return Position(self.segment, size)
 
     @property
@@ -243,7 +244,7 @@ class JournalWriter:
     @property
     def rank(self) -> int:
         """The global rank, asked now."""
-        return self._rank() if callable(self._rank) else self._rank
+        return self._file.rank
 
     def flush(self) -> bool:
         """Try now to write what waits in memory.
@@ -252,7 +253,7 @@ class JournalWriter:
             Whether nothing waits any more.
         """
         with self._lock:
-            if self._buffer or self._fd != self._open_fd:
+            if self._buffer or self._fd != self._file.fd:
                 self._recover()
             return not self._buffer
 
@@ -265,25 +266,21 @@ class JournalWriter:
                 self._count_drop("disk refused", lost, f"{lost} records could not be written to {self.folder}.")
                 self._buffer.clear()
                 self._buffered_bytes = 0
-            if self._open_fd >= 0:
+            if self._file.fd >= 0:
                 with contextlib.suppress(OSError):
-                    os.fdatasync(self._open_fd)
+                    os.fdatasync(self._file.fd)
             self._let_go()
 
     # ---------------------------------------------------------------- called by the keeper, from its thread
 
     def invalidate(self, device: int, inode: int) -> None:
         """This file has vanished: the next append makes it again."""
-        with contextlib.suppress(OSError):
-            mine = os.fstat(self._open_fd)
-            if (mine.st_dev, mine.st_ino) == (device, inode):
-                self._fd = -1
+        if self._file.is_file(device, inode):
+            self._fd = -1
 
     def touch(self) -> None:
         """Show a file system without locks that the writer lives."""
-        lock = self._writer_lock
-        if lock is not None:
-            lock.touch()
+        self._file.touch()
 
     def retry(self) -> None:
         """Write what waits in memory, if anything does: the user may not log again for hours."""
@@ -327,44 +324,22 @@ class JournalWriter:
 
     def plain_step(self, step: Any) -> int | float | None:
         """The step as JSON takes it: numpy integers, tensors of one element and numeric strings are plain numbers."""
-        if step is None or (type(step) is int and -(2**63) <= step < 2**63):
-            return step
-        number = _number(step)
-        if number is None:
-            self._notices.tell_once(
-                ("step", type(step)), f"A step of type {type(step).__name__} is no finite number: kept without a step."
-            )
-        return number
+        return plain_step(step, self._notices)
 
     def _append_in_parts(self, record: Record) -> None:
-        """Append a record whose line would be too long: as several of the same time and step, or with a blob."""
-        if record.data is not None and len(record.data) > 1:
-            items = list(record.data.items())
-            for half in (dict(items[: len(items) // 2]), dict(items[len(items) // 2 :])):
-                self.append(msgspec.structs.replace(record, data=half, nonfinite=split_nonfinite(half)))
-        elif record.blobs is not None and len(record.blobs) > 1:
-            middle = len(record.blobs) // 2
-            for blobs in (record.blobs[:middle], record.blobs[middle:]):
-                self.append(msgspec.structs.replace(record, blobs=blobs))
-        elif record.data:
-            [(key, value)] = record.data.items()
-            self._notices.tell_once(
-                ("long", record.kind, key[:200]), f"The value of {record.kind} {key[:200]!r} is kept as text: {_LONG}."
-            )
-            self.append(Record(record.time_ns, Kind.TEXT.value, record.step, id=key, value=value))
-        elif record.value is not None:
-            try:
-                blob = self.blobs.put_bytes(encode_json(record.value), f"{safe_name(record.id or record.kind)}.json")
-            except OSError as error:
-                self._count_drop("disk refused", 1, f"A {record.kind} record ({record.id!r}) was not kept: {error}.")
-                return
-            self.append(msgspec.structs.replace(record, value=None, blobs=[blob, *(record.blobs or [])]))
-        else:
-            self._count_drop("too long", 1, f"A {record.kind} record was not kept: {_LONG}.")
+        try:
+            parts = list(in_parts(record, self.blobs, self._notices))
+        except OSError as error:
+            self._count_drop("disk refused", 1, f"A {record.kind} record ({record.id!r}) was not kept: {error}.")
+            return
+        if not parts:
+            self._count_drop("too long", 1, f"A {record.kind} record was not kept: {LONG}.")
+        for part in parts:
+            self.append(part)
 
     def _append_slowly(self, line: bytes, error: OSError | None) -> None:
         """The write failed: nothing is open yet, the process was forked, or the file system refuses."""
-        refused = self._open_fd >= 0 and self._fd == self._open_fd
+        refused = self._file.fd >= 0 and self._fd == self._file.fd
         length = len(line)
         self._buffer.append(line)
         self._buffered_bytes += length
@@ -394,24 +369,26 @@ class JournalWriter:
         self._recovering = True
         try:
             self._fd = -1
-            if self._open_fd >= 0:
-                self._check_descriptor()
-            if self._open_fd < 0:
-                self._open()
-            elif not self._still_there():
-                self._remake_deleted_file()
-            if self._torn or os.fstat(self._open_fd).st_size != self._size:
+            if self._file.fd >= 0:
+                self._file.forget_if_closed()
+            if self._file.fd < 0:
+                size = self._file.open()
+                self._torn = False
+                self._begin_at(size)
+            elif not self._file.still_there():
+                self._begin_at(self._file.remake())
+            if self._torn or os.fstat(self._file.fd).st_size != self._size:
                 self._mend_torn_line()  # or this is a signal handler's append, just after the write that was cut short
             while True:
                 self._write_what_waits()
-                self._fd = self._open_fd
+                self._fd = self._file.fd
                 if not self._buffer:
                     break
                 self._fd = -1
             self._retry_at = -math.inf
         except Exception as error:  # noqa: BLE001 - seam: an append never raises
             self._fd = -1
-            if self._torn and self._open_fd >= 0:
+            if self._torn and self._file.fd >= 0:
                 with contextlib.suppress(OSError):
                     self._mend_torn_line()
             self._retry_at = time.monotonic() + _RETRY_WRITE_EVERY_S
@@ -425,7 +402,7 @@ class JournalWriter:
         while self._buffer:
             line = self._buffer[0]
             length = len(line)
-            written = os.write(self._open_fd, line)
+            written = os.write(self._file.fd, line)
             if written != length:
                 self._torn = True
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -435,146 +412,33 @@ class JournalWriter:
             if self._size > self._roll_above:
                 self._begin_next_segment()
 
-    def _open(self) -> None:
-        """Open the stream: make the folder, become its writer, mend a torn tail, write a header line."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._header_rank = self.rank
-        with contextlib.suppress(JournalError):
-            known = read_first_header(self.folder)
-            if known is not None:
-                self.run = msgspec.structs.replace(self.run, uid=known.run.uid)
-        stream, lock = self._take_stream(f"rank{self._header_rank}")
-        try:
-            segment = max(list_segments(self.folder).get(stream, [0]))
-            fd, size = segments.open_segment(segment_path(self.folder, stream, segment), self._header_line())
-        except BaseException:
-            lock.release()
-            raise
-        self._writer_lock = lock
-        self._torn = False
-        self._write_to(fd, stream, segment, size)
-
-    def _take_stream(self, stream: str) -> tuple[str, FileLock]:
-        """Become the writer of a stream, or else of one of our own in the same run.
-
-        Another live process (this one's parent after a fork, a second job given the same version) may write it, or
-        another version of this package wrote it in its own format.
-        """
-        lock = segments.take_stream(self.folder, stream)
-        if lock is not None:
-            return stream, lock
-        if self._own_stream is None:
-            self._own_stream = f"{stream}-{os.getpid():x}{secrets.token_hex(4)}"
-        return self._own_stream, segments.take_own_stream(self.folder, self._own_stream)
-
     def _begin_next_segment(self) -> None:
-        """Begin the next segment; if that fails the current one goes on for a while.
-
-        The new file gets its name when its header is in it: a reader that sees it takes the one before as finished, so
-        nothing may be written to that any more.
-        """
-        stream = self.stream
-        assert stream is not None
-        segment = max([self.segment, *list_segments(self.folder).get(stream, [])]) + 1
-        path = segment_path(self.folder, stream, segment)
+        """Begin the next segment; if that fails the current one goes on for a while."""
         try:
-            header = self._header_line()
-            fd = segments.make_segment(path, lambda fd: segments.write_all(fd, header))
+            size = self._file.begin_next_segment()
         except OSError:
             self._roll_above = self._size + self._segment_bytes // 16 + 1
-            return
-        self._write_to(fd, stream, segment, len(header))
+        else:
+            self._begin_at(size)
 
-    def _write_to(self, fd: int, stream: str, segment: int, size: int) -> None:
-        """Append to this descriptor from now on."""
-        old = self._open_fd
-        self.stream, self.segment, self._size = stream, segment, size
+    def _begin_at(self, size: int) -> None:
+        """Another file is written from now on, which has this size."""
+        self._size = size
         self._roll_above = self._segment_bytes
-        self._open_fd = fd
-        if old >= 0:
-            os.close(old)
-        keeper.keep(self, fd, self.folder)
-
-    def _header_line(self) -> bytes:
-        if self._told_environment is None:
-            try:
-                self._told_environment = self._environment()
-            except Exception as error:  # noqa: BLE001 - it is for a person only
-                self._told_environment = {"unreadable": f"{type(error).__name__}: {error}"}
-        header = Header(FORMAT_VERSION, self.run, time.time_ns(), self._header_rank, self._told_environment)
-        try:
-            line = encode_line(header)
-        except Exception:  # noqa: BLE001 - a value that JSON does not take
-            options = {key: str(value) for key, value in self.run.options.items()}
-            run = msgspec.structs.replace(self.run, options=options)
-            line = encode_line(msgspec.structs.replace(header, run=run, environment={}))
-        return line if len(line) <= MAX_LINE_BYTES else encode_line(msgspec.structs.replace(header, environment={}))
-
-    def _check_descriptor(self) -> None:
-        """Forget a descriptor that somebody else has closed, such as a library that closes all on becoming a daemon."""
-        try:
-            os.fstat(self._open_fd)
-        except OSError:
-            self._open_fd = -1
-            if self._writer_lock is not None:
-                self._writer_lock.forget()
-                self._writer_lock = None
-
-    def _still_there(self) -> bool:
-        """Whether the open file still has a name; one that was moved is written on where it is now."""
-        assert self.stream is not None
-        mine = os.fstat(self._open_fd)
-        if mine.st_nlink > 0:
-            return True
-        try:  # some network file systems count no links
-            there = segment_path(self.folder, self.stream, self.segment).stat(follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return (there.st_ino, there.st_dev) == (mine.st_ino, mine.st_dev)
-
-    def _remake_deleted_file(self) -> None:
-        """Somebody deleted the folder under a live run: write the open, nameless file's content to a new one."""
-        assert self.stream is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        stream, lock, segment, old = self.stream, self._writer_lock, self.segment, self._open_fd
-        if lock is None or not lock.still_there():
-            stream, lock = self._take_stream(stream)
-        if segment_path(self.folder, stream, segment).exists():  # put back by somebody, or another process's by now
-            segment = max(list_segments(self.folder).get(stream, [0])) + 1
-        try:
-            path = segment_path(self.folder, stream, segment)
-            fd = segments.make_segment(path, lambda fd: segments.copy(old, fd))
-        except BaseException:
-            if lock is not self._writer_lock:
-                lock.release()
-            raise
-        self._write_to(fd, stream, segment, os.fstat(fd).st_size)
-        if self._writer_lock is not None and lock is not self._writer_lock:
-            self._writer_lock.release()
-        self._writer_lock = lock
-        self._notices.tell_once(
-            ("remade", str(self.folder)),
-            f"The journal folder {self.folder} was deleted while the run was writing to it; the current segment was "
-            f"written again from memory of the kernel. Earlier segments and files that were not yet delivered are "
-            f"gone. Keep the folder until `lightning-loggers status {self.folder}` says that nothing is pending.",
-        )
+        keeper.keep(self, self._file.fd, self.folder)
 
     def _mend_torn_line(self) -> None:
-        accounted, self._size = self._size, segments.mend_torn_line(self._open_fd)
+        accounted, self._size = self._size, segments.mend_torn_line(self._file.fd)
         self._torn = False
         if self._size > accounted:
             with contextlib.suppress(OSError):
-                segments.blank_out_part(self._open_fd, self._size - accounted)
+                segments.blank_out_part(self._file.fd, self._size - accounted)
 
     def _let_go(self) -> None:
-        fd, self._open_fd, self._fd = self._open_fd, -1, -1
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        self._fd = -1
+        if self._file.fd >= 0:
             keeper.let_go(self, self.folder)
-        if self._writer_lock is not None:
-            self._writer_lock.release()
-            self._writer_lock = None
+        self._file.close()
 
     def count_dropped(self, reason: str, count: int = 1) -> None:
         """Count records that are not kept; any thread may."""
@@ -597,32 +461,14 @@ class JournalWriter:
     def _start_over_in_child(self) -> None:
         """After ``fork``: drop the parent's descriptors; the first append opens a stream of this process's own."""
         self._lock, self._counting = threading.RLock(), threading.RLock()
-        fd, self._open_fd, self._fd = self._open_fd, -1, -1
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(fd)
-        self._writer_lock = None
+        self._fd = -1
+        self._file.start_over_in_child()
         self._buffer.clear()  # the parent writes these
         self._buffered_bytes = 0
         self._torn = self._recovering = False
         self._retry_at = -math.inf
-        self._told_environment = None
-        self._own_stream = None
-        self.recorded = 0
+        self.recorded = self._size = 0
         self.dropped = {}
-        self.stream = None
-        self.segment = self._size = 0
-
-
-def _number(step: Any) -> int | float | None:
-    with contextlib.suppress(Exception):  # whatever a foreign object's own conversion raises
-        plain = step.item() if hasattr(step, "item") else step
-        if isinstance(plain, int) and abs(plain) < 2**63:
-            return int(plain)
-        number = float(plain)
-        if math.isfinite(number):
-            return number if isinstance(plain, float | int) or not number.is_integer() else int(number)
-    return None
 
 
 def _start_over_in_child() -> None:
