@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lightning_loggers import LogPolicy, MLFlowLogger
 from lightning_loggers.journal import read
-from lightning_loggers.loggers import arriving, encoding, gate, journaled
+from lightning_loggers.loggers import arriving, encoding, gate
 from lightning_loggers.policies import Window
 from lightning_loggers.records import Record
 from lightning_loggers.values import device
@@ -69,7 +69,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Reached]]:
     def is_far(value: object) -> bool:
         return isinstance(value, FarTensor)
 
-    for module in (device, journaled, gate):
+    for module in (device, arriving, gate):
         monkeypatch.setattr(module, "is_on_device", is_far)
     monkeypatch.setattr(device, "copied", copied)
     yield made

@@ -5,6 +5,7 @@ made. A call with plain numbers is recorded at once, as ever, unless one of its 
 it waits for its turn, so that no series goes back.
 """
 
+import contextlib
 import logging
 import os
 import queue
@@ -12,14 +13,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning_loggers.background import kept_running
 from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.notices import Notices
 from lightning_loggers.records import Place
-from lightning_loggers.values.device import Arrival
+from lightning_loggers.values.device import Arrival, is_on_device, metrics_on_their_way
+from lightning_loggers.values.metrics import as_number
 
 DRAIN_TIMEOUT_S = 120.0
 _POLL_S = 0.002
@@ -138,6 +140,39 @@ os.register_at_fork(after_in_child=_arrivals.start_over_in_child)
 def submit(call: Call) -> None:
     """Have metrics recorded when their values are there, after what was submitted before."""
     _arrivals.submit(call)
+
+
+def defer(call: Call) -> bool:
+    """Have a call recorded when its values have come from a device; returns whether it has such values.
+
+    If it has none and an earlier value of one of its names is on its way, that is waited for.
+    """
+    found = None
+    with contextlib.suppress(Exception):  # no pinned memory, or the device is lost: asking for the values tells
+        found = None if is_on_device(call.step) else metrics_on_their_way(call.metrics)
+    if found is None:
+        if holds_up(call.owner, call.metrics):
+            drain(call.owner)
+        return False
+    metrics, arrivals = found
+    submit(replace(call, metrics=metrics, step=call.writer.plain_step(call.step), arrivals=arrivals))
+    return True
+
+
+def queue_up(call: Call) -> bool:
+    """Have a call recorded behind those under way, one of whose names it shares; returns whether it will be.
+
+    A call with values on a device is left to :func:`defer`. One with a value that its owner may change cannot wait: the
+    others are waited for instead.
+    """
+    if any(map(is_on_device, call.metrics.values())):
+        return False
+    numbers = {key: as_number(value) for key, value in call.metrics.items()}
+    if None not in numbers.values() and (call.step is None or type(call.step) is int):
+        submit(replace(call, metrics=numbers))
+        return True
+    drain(call.owner)
+    return False
 
 
 def holds_up(owner: Hashable, metrics: Mapping[str, Any]) -> bool | None:

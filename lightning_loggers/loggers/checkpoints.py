@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_loggers.journal.writer import JournalWriter
+from lightning_loggers.loggers import recording
+from lightning_loggers.notices import Notices
+from lightning_loggers.records import Blob
 from lightning_loggers.values.metrics import as_number
 
 _TOLD_OF_CALLBACK = (
@@ -31,6 +35,24 @@ class FoundCheckpoint:
     path: Path
     aliases: list[str]
     metadata: dict[str, Any]
+
+    def keep(self, writer: JournalWriter, tracker: str, notices: Notices) -> list[Blob] | None:
+        """Put it beside the journal; ``None`` if it cannot be, which is counted and told.
+
+        Args:
+            writer: The journal's.
+            tracker: Whom it is kept for.
+            notices: Where it is told.
+        """
+        try:
+            return recording.keep(writer, self.path)
+        except OSError as error:
+            notices.tell_once(
+                ("checkpoint", str(self.path)),
+                f"The checkpoint {self.path} could not be kept for {tracker} ({error}). Training goes on.",
+            )
+            writer.count_dropped("unreadable file")
+            return None
 
 
 class CheckpointScanner:

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,32 +21,29 @@ from lightning_loggers.adapters.base import unknown_option
 from lightning_loggers.adapters.registry import adapter_class, require_sdk
 from lightning_loggers.aggregation import AggFunc
 from lightning_loggers.base import DummyExperiment, LightningLoggerBase, rank_zero_experiment
-from lightning_loggers.delivery.hosts import Host, Job
-from lightning_loggers.delivery.moving import DELIVERY_MODES, make_host
+from lightning_loggers.delivery.hosts import Host
+from lightning_loggers.delivery.moving import DELIVERY_MODES
 from lightning_loggers.delivery.pending import pending_of
 from lightning_loggers.delivery.relay import Relay
 from lightning_loggers.delivery.state import TrackerState
-from lightning_loggers.errors import ConfigurationError, NonFiniteError, TrackerUnavailableError
+from lightning_loggers.errors import ConfigurationError, NonFiniteError
 from lightning_loggers.journal.layout import journal_dir
 from lightning_loggers.journal.writer import JournalWriter
-from lightning_loggers.loggers import arriving, encoding, ending, environment, versions
+from lightning_loggers.loggers import arriving, beginning, encoding, ending, environment, versions
 from lightning_loggers.loggers.checkpoints import CheckpointScanner
 from lightning_loggers.loggers.gate import Gate
 from lightning_loggers.loggers.identity import RunIdentity, check_writable
 from lightning_loggers.loggers.kinds import Kinds
 from lightning_loggers.loggers.logging_context import LoggingContext
 from lightning_loggers.loggers.proxy import NativeProxy
-from lightning_loggers.loggers.recording import keep
 from lightning_loggers.loggers.stats import Stats
 from lightning_loggers.loggers.trainer_context import Progress
 from lightning_loggers.notices import Notices
-from lightning_loggers.notices import logger as log
 from lightning_loggers.policies import LogLevel, LogPolicy
-from lightning_loggers.ranks import rank_by_variable, stand_alone, world_size
+from lightning_loggers.ranks import stand_alone, world_size
 from lightning_loggers.records import Blob, Kind, Place, Record, RunSpec, RunStatus, split_nonfinite
 from lightning_loggers.secrets import has_secret, strip_uri
-from lightning_loggers.values.device import is_on_device, metrics_on_their_way
-from lightning_loggers.values.metrics import as_number, normalise
+from lightning_loggers.values.metrics import normalise
 from lightning_loggers.values.params import flatten
 
 DEFAULT_FINALIZE_TIMEOUT_S = 30.0
@@ -197,19 +194,21 @@ class JournaledLogger(Kinds, LoggingContext, RunIdentity, LightningLoggerBase):
             return self._open_writer
         rank = self.worker_rank
         if rank != 0 and (self._policy is None or not self._policy.logs_on(rank)):
-            self._tell_of_refusal()
+            if not self._told_of_refusal:
+                self._told_of_refusal = True
+                beginning.tell_of_refusal(self)
             return None
         with self._starting:  # of several threads that log first, one begins
             if self._writer is None:
                 self._place = self._run_dir
                 self._writer = self._make_writer()
             if self._host is None:
-                self._host = self._make_host()
+                self._host = beginning.host_of(self)
                 if rank == 0:
                     self._note_run()
             ending.live.add(self)
             self._host.start()
-            self._relay = self._relay or self._make_relay(rank)
+            self._relay = self._relay or beginning.relay_of(self, rank)
             if self._relay is not None:
                 self._relay.start()
             self._append = self._writer.append_metrics
@@ -237,15 +236,11 @@ class JournaledLogger(Kinds, LoggingContext, RunIdentity, LightningLoggerBase):
 
     def _append_when_arrived(self, metrics: Mapping[Any, Any], step: Any, time_ns: int, place: Place | None) -> bool:
         """Have metrics with values on a device recorded when those are there; returns whether there are any."""
-        writer, found = self._writer, None
-        with contextlib.suppress(Exception):  # no pinned memory, or the device is lost: asking for the values tells
-            found = None if is_on_device(step) else metrics_on_their_way(metrics)
-        if found is None or writer is None:
-            if arriving.holds_up(self, metrics):
-                arriving.drain(self)
+        writer = self._writer
+        if writer is None:
             return False
-        step = step if step is None or type(step) is int else writer.plain_step(step)
-        arriving.submit(arriving.Call(self, writer, self._notices, found[0], step, time_ns, place, found[1]))
+        if not arriving.defer(arriving.Call(self, writer, self._notices, metrics, step, time_ns, place)):
+            return False
         self._append = self._append_in_turn
         return True
 
@@ -254,42 +249,13 @@ class JournaledLogger(Kinds, LoggingContext, RunIdentity, LightningLoggerBase):
         writer = self._writer
         assert writer is not None
         held_up = arriving.holds_up(self, metrics)
-        if held_up is None:  # the short way again
-            self._append = writer.append_metrics
-        elif held_up and not any(map(is_on_device, metrics.values())):
-            numbers = {key: as_number(value) for key, value in metrics.items()}
-            if None not in numbers.values() and (step is None or type(step) is int):
-                arriving.submit(arriving.Call(self, writer, self._notices, numbers, step, time.time_ns(), place))
-                return
-            arriving.drain(self)  # a value that its owner may change cannot wait
+        if held_up is None:
+            self._append = writer.append_metrics  # the short way again
+        elif held_up and arriving.queue_up(
+            arriving.Call(self, writer, self._notices, metrics, step, time.time_ns(), place)
+        ):
+            return
         writer.append_metrics(metrics, step, place)
-
-    def _make_host(self) -> Host:
-        job = Job(
-            run_dir=self._run_dir,
-            save_dir=self._root,
-            tracker=self.tracker,
-            options=self._options,
-            destination=adapter_class(self.tracker).destination(self._options),
-            deliver_leftovers=self._deliver_leftovers,
-            notices=self._notices,
-        )
-        return make_host(self._delivery if self.worker_rank == 0 else "offline", job)  # rank 0 delivers for all
-
-    def _make_relay(self, rank: int) -> Relay | None:
-        policy, me = self._policy, weakref.ref(self)
-        if policy is None or policy.rank_rules(None) is None:
-            return None
-
-        def job() -> str | None:
-            logger = me()
-            return None if logger is None or not logger._attempt else f"{logger._uid}/{logger._attempt}"
-
-        def ranks() -> Sequence[int]:
-            rules = policy.rank_rules(world_size())
-            return () if rules is None else rules.ranks
-
-        return Relay(self._run_dir, rank, job=job, ranks=ranks, notices=self._notices)
 
     def _record(self, kind: Kind, **fields: Any) -> None:
         writer = self._start()
@@ -357,7 +323,7 @@ class JournaledLogger(Kinds, LoggingContext, RunIdentity, LightningLoggerBase):
                 stand_alone()
             with contextlib.suppress(Exception):  # it is told when delivery meets it
                 if self.worker_rank == 0:
-                    (self._host or self._make_host()).prepare()
+                    (self._host or beginning.host_of(self)).prepare()
 
     @override
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
@@ -381,21 +347,9 @@ class JournaledLogger(Kinds, LoggingContext, RunIdentity, LightningLoggerBase):
         if writer is None:
             return
         for found in self._scanner.scan(callback):
-            try:
-                blobs = keep(writer, found.path)
-            except OSError as error:
-                self._notices.tell_once(
-                    ("checkpoint", str(found.path)),
-                    f"The checkpoint {found.path} could not be kept for {self.tracker} ({error}). Training goes on.",
-                )
-                writer.count_dropped("unreadable file")
-                continue
-            self._record(
-                Kind.CHECKPOINT,
-                id=found.path.stem,
-                blobs=blobs,
-                meta={"aliases": found.aliases, "metadata": found.metadata},
-            )
+            if (blobs := found.keep(writer, self.tracker, self._notices)) is not None:
+                meta = {"aliases": found.aliases, "metadata": found.metadata}
+                self._record(Kind.CHECKPOINT, id=found.path.stem, blobs=blobs, meta=meta)
 
     # ------------------------------------------------------------------ what is recorded, and where the training is
 
@@ -537,24 +491,7 @@ class JournaledLogger(Kinds, LoggingContext, RunIdentity, LightningLoggerBase):
         Raises:
             TrackerUnavailableError: If it did not answer in time, or delivery is offline.
         """
-        timeout_s = self._finalize_timeout_s if timeout_s is None else timeout_s
-        writer = self._start()
-        state = self._host.state() if self._host is not None else None
-        if writer is not None and self._host is not None and self._delivery != "offline":
-            if not writer.recorded:
-                self._record(Kind.STATUS, value=RunStatus.RUNNING.value)
-            deadline = time.monotonic() + timeout_s
-            self._host.hasten(timeout_s)
-            while (state is None or state.remote.id is None) and time.monotonic() < deadline:
-                time.sleep(0.02)
-                state = self._host.state()
-            self._host.relax()
-        if state is None or state.remote.id is None:
-            raise TrackerUnavailableError(
-                f"{adapter_class(self.tracker).destination(self._options)} did not answer within {timeout_s:g} s, so "
-                f"this run has no id there yet (delivery={self._delivery!r}). What was logged is in {self._run_dir}."
-            )
-        return state
+        return beginning.wait_for_run(self, self._finalize_timeout_s if timeout_s is None else timeout_s)
 
     # ------------------------------------------------------------------ inside
 
@@ -592,23 +529,6 @@ class JournaledLogger(Kinds, LoggingContext, RunIdentity, LightningLoggerBase):
         self._trainer = _nothing
         self._checkpoint_callback = None
         self._reset()
-
-    def _tell_of_refusal(self) -> None:
-        """Tell if nothing but a variable of the environment says that this process is another rank."""
-        if self._told_of_refusal:
-            return
-        self._told_of_refusal = True
-        told = rank_by_variable()
-        if told is not None and told[1] == self.worker_rank and world_size() is None:
-            variable, rank = told
-            log.info(
-                "%s records nothing in this process, as %s=%d says that it is one of several, whose rank 0 logs. If it "
-                "is a program of its own, start it without that variable: env -u %s ...",
-                type(self).__name__,
-                variable,
-                rank,
-                variable,
-            )
 
     def _start_over_in_child(self) -> None:
         """After ``fork``: the next record opens a stream and a host of this process."""
