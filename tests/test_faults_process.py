@@ -4,11 +4,13 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from conftest import wait_until
 from mlflow import MlflowClient
 from mlflow_reading import assert_exactly_once, only_run, points
 from test_faults_server import deliver
+from warm_python import WarmPython
 
 from lightning_loggers import MLFlowLogger
 from lightning_loggers.delivery.discover import find_runs
@@ -149,6 +152,46 @@ def kill_at_random(uri: str, save_dir: Path, name: str, rng: random.Random, deli
     count = sum(1 for line in seen if line.startswith(b"step ") and line.endswith(b"\n"))
     (run_dir,) = (run for run in find_runs(save_dir) if run.parent.name == name)
     return count, run_dir
+
+
+@pytest.fixture(scope="module")
+def python() -> Iterator[WarmPython]:
+    """Programs in processes of their own."""
+    with WarmPython() as python:
+        yield python
+
+
+@pytest.mark.parametrize("heals", [False, True])
+@pytest.mark.parametrize("delivery", ["offline", "thread"])
+def test_what_a_disk_refuses_to_the_end_is_told(
+    python: WarmPython, tmp_path: Path, delivery: str, *, heals: bool
+) -> None:
+    """The run's end says how many records are in memory only; the process's end writes them, or says they are lost."""
+    code = f"""
+import logging, resource, sys
+logging.getLogger("lightning_loggers").setLevel(logging.INFO)
+from lightning_loggers import CSVLogger
+logger = CSVLogger(sys.argv[1], delivery={delivery!r}, finalize_timeout_s=0.5)
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
+for step in range(2000):
+    logger.log_metrics({{"loss": step / 7}}, step)
+logger.finalize("success")
+if {heals}:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+"""
+    done = python.run(code, tmp_path).ok()
+    run_dir = only_dir(tmp_path)
+    kept = list(read(run_dir))
+    (in_memory,) = re.findall(r"but for the last (\d+), which are in memory only", done.stderr)
+    assert "Nothing is lost" not in done.stderr
+    assert [record.step for record in kept if record.kind == "metric"] == list(range(2000))[: len(kept)]
+    lost = re.findall(r"The last (\d+) records could not be written to (\S+) and are lost", done.stderr)
+    if heals:
+        assert len(kept) == 2001  # and the status
+        assert not lost
+    else:
+        assert len(kept) == 2001 - int(in_memory)
+        assert lost == [(in_memory, str(run_dir / "journal"))]
 
 
 @pytest.mark.parametrize("times", [3, pytest.param(200, marks=pytest.mark.soak)])

@@ -263,7 +263,12 @@ class JournalWriter:
             if not self.flush():
                 lost = len(self._buffer)
                 self.recorded -= lost
-                self._count_drop("disk refused", lost, f"{lost} records could not be written to {self.folder}.")
+                self.count_dropped("disk refused", lost)
+                self._notices.tell_once(
+                    ("lost", str(self.folder)),
+                    f"The last {lost} records could not be written to {self.folder} and are lost: it refused them to "
+                    f"the end. The {self.recorded} before them are there.",
+                )
                 self._buffer.clear()
                 self._buffered_bytes = 0
             if self._file.fd >= 0:

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import logging
 import sys
 import weakref
 from typing import TYPE_CHECKING
@@ -60,26 +61,39 @@ def end(logger: "JournaledLogger", status: RunStatus) -> None:
     if logger.worker_rank != 0:
         return
     if logger._delivery == "offline":
+        in_memory = writer.pending_in_memory
         logger._notices.tell_once(
-            ("offline", logger.version),
-            f"{writer.recorded} records of this run are in {logger._run_dir}. Deliver them from a machine that "
+            ("offline", logger.version, bool(in_memory)),
+            f"{writer.recorded} records of this run {_are_kept(logger, in_memory)} Deliver them from a machine that "
             f"reaches the tracker: lightning-loggers sync {logger._run_dir}",
-            level=20,
+            level=logging.WARNING if in_memory else logging.INFO,
         )
         return
     with delivery_bar(host, ends) as progress:
         delivered = host.drain(ends, logger._finalize_timeout_s, progress)
-    if delivered and not writer.pending_in_memory:
+    in_memory = writer.pending_in_memory
+    if delivered and not in_memory:
         log.info("%s: %s", type(logger).__name__, logger.stats)
         return
     log.warning(
-        "%s: the tracker has not taken all records within %g s (%s). Nothing is lost: they are in %s. Deliver them "
-        "with: lightning-loggers sync %s",
+        "%s: the tracker has not taken all records within %g s (%s). %sThey %s Deliver them with: lightning-loggers "
+        "sync %s",
         type(logger).__name__,
         logger._finalize_timeout_s,
         logger.stats,
+        "" if in_memory else "Nothing is lost. ",
+        _are_kept(logger, in_memory),
         logger._run_dir,
-        logger._run_dir,
+    )
+
+
+def _are_kept(logger: "JournaledLogger", in_memory: int) -> str:
+    """Where the records are: on the disk, but for those that it refuses."""
+    if not in_memory:
+        return f"are in {logger._run_dir}."
+    return (
+        f"are in {logger._run_dir}, but for the last {in_memory}, which are in memory only because nothing can be "
+        f"written there. These are lost if the process ends before that is mended (see `df -h {logger._run_dir}`)."
     )
 
 
@@ -124,9 +138,12 @@ def end_at_exit(logger: "JournaledLogger") -> None:
 
 
 def end_all() -> None:
-    """The interpreter exits: end what was not ended."""
+    """The interpreter exits: end what was not ended, and tell what the disk has refused to the last."""
     for logger in list(live):
         end_at_exit(logger)
+        writer = logger._writer
+        if writer is not None and writer.pending_in_memory:
+            writer.close()
 
 
 atexit.register(end_all)
