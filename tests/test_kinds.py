@@ -786,6 +786,33 @@ def test_what_is_not_encoded_in_time_is_told(
     logger.close()
 
 
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second file system")
+def test_a_disk_that_refuses_files_is_told_as_such(python: WarmPython, tmp_path: Path) -> None:
+    """Images and files that do not fit are counted as refused by the disk, and told with what to do."""
+    code = """
+import resource, sys, tempfile
+import numpy as np
+from lightning_loggers import CSVLogger
+logger = CSVLogger(sys.argv[1], delivery="offline")
+logger.log_metrics({"loss": 1.0}, 0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+logger.log(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8), "noise", kind="image")
+with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    file.write(b"x" * 100_000)
+    file.flush()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    logger.log(file.name, "big", kind="artifact")
+logger.finalize("success")
+print(logger.stats.dropped_reasons)
+"""
+    done = python.run(code, tmp_path).ok()
+    assert done.stdout.strip() == "{'disk refused': 2}"
+    assert "image 'noise' could not be written below" in done.stderr
+    assert "(see `df -h " in done.stderr
+    assert "artifact 'big' is not logged" in done.stderr
+
+
 def test_a_full_queue_makes_the_caller_encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit into the queue is encoded by the caller, and keeps its place in the order."""
     monkeypatch.setattr(encoding, "MAX_WAITING_BYTES", 100)

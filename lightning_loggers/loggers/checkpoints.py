@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.loggers import recording
+from lightning_loggers.loggers.losses import reason_of
 from lightning_loggers.notices import Notices
 from lightning_loggers.records import Blob
 from lightning_loggers.values.metrics import as_number
@@ -51,7 +52,7 @@ class FoundCheckpoint:
                 ("checkpoint", str(self.path)),
                 f"The checkpoint {self.path} could not be kept for {tracker} ({error}). Training goes on.",
             )
-            writer.count_dropped("unreadable file")
+            writer.count_dropped(reason_of(error))
             return None
 
 

@@ -71,17 +71,17 @@ def end(logger: "JournaledLogger", status: RunStatus) -> None:
         return
     with delivery_bar(host, ends) as progress:
         delivered = host.drain(ends, logger._finalize_timeout_s, progress)
-    in_memory = writer.pending_in_memory
+    in_memory, stats = writer.pending_in_memory, logger.stats
     if delivered and not in_memory:
-        log.info("%s: %s", type(logger).__name__, logger.stats)
+        log.info("%s: %s", type(logger).__name__, stats)
         return
     log.warning(
-        "%s: the tracker has not taken all records within %g s (%s). %sThey %s Deliver them with: lightning-loggers "
-        "sync %s",
+        "%s: the tracker has not taken all records within %g s (%s). %sThe pending ones %s Deliver them with: "
+        "lightning-loggers sync %s",
         type(logger).__name__,
         logger._finalize_timeout_s,
-        logger.stats,
-        "" if in_memory else "Nothing is lost. ",
+        stats,
+        "" if in_memory or stats.dropped else "Nothing is lost. ",
         _are_kept(logger, in_memory),
         logger._run_dir,
     )

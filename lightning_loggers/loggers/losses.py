@@ -1,5 +1,6 @@
 """Values that are not recorded: told once, and counted by reason."""
 
+import errno
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,27 @@ class UnreadableFileError(Exception):
     """A user's file."""
 
 
+class DiskRefusedError(Exception):
+    """Where a file was to be kept."""
+
+
+def not_kept(message: str, error: OSError) -> UnreadableFileError | DiskRefusedError:
+    """What to raise where a user's file cannot be kept: it is to blame, or the disk under the journal is."""
+    return DiskRefusedError(message) if error.errno in _OF_THE_DISK else UnreadableFileError(message)
+
+
+def reason_of(error: OSError) -> str:
+    """Under which reason it is counted that a user's file could not be kept."""
+    return _REASONS[type(not_kept("", error))]
+
+
+_OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 _REASONS: dict[type[Exception], str] = {
     MissingDependencyError: "missing library",
     UnsuitableValueError: "unsuitable value",
     FailedFunctionError: "failed function",
     UnreadableFileError: "unreadable file",
+    DiskRefusedError: "disk refused",
     FileNotFoundError: "no such file",
 }
 
@@ -51,11 +68,14 @@ def not_encoded(logger: "JournaledLogger", record: Record, error: BaseException)
     """
     if not isinstance(error, OSError) and _told(logger, record.kind, record.id, error):
         return
-    logger._count_lost("disk refused" if isinstance(error, OSError) else "not encoded")
+    what, cure = "encoded", ""
+    if isinstance(error, OSError):
+        what, cure = f"written below {logger._run_dir}", f" Free some space (see `df -h {logger._run_dir}`)."
+    logger._count_lost("disk refused" if cure else "not encoded")
     logger._notices.tell_once(
         ("encoding", record.kind, record.id, type(error)),
-        f"{record.kind} {record.id!r} could not be encoded and is not kept ({type(error).__name__}: {error}). "
-        "Training goes on.",
+        f"{record.kind} {record.id!r} could not be {what} and is not kept ({type(error).__name__}: {error}). Training "
+        f"goes on.{cure}",
         level=logging.WARNING,
     )
 

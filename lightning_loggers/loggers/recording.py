@@ -17,7 +17,7 @@ import numpy as np
 from lightning_loggers.errors import ConfigurationError, UnsuitableValueError
 from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.loggers import encoding
-from lightning_loggers.loggers.losses import UnreadableFileError
+from lightning_loggers.loggers.losses import not_kept
 from lightning_loggers.records import Blob, Kind, Record
 from lightning_loggers.values import (
     arrays,
@@ -89,12 +89,13 @@ def linked(writer: JournalWriter, path: Path) -> Blob:
     """Keep a user's file.
 
     Raises:
-        UnreadableFileError: If that cannot be.
+        UnreadableFileError: If it cannot be read.
+        DiskRefusedError: If it cannot be written beside the journal.
     """
     try:
         return writer.blobs.link_file(path)
     except OSError as error:
-        raise UnreadableFileError(f"{path} could not be kept ({error}).") from error
+        raise not_kept(f"{path} could not be kept ({error}).", error) from error
 
 
 def _from_snapshot(
@@ -241,7 +242,7 @@ def _kept(writer: JournalWriter, source: Path, call: str) -> Sequence[Blob]:
     try:
         return keep(writer, source)
     except OSError as error:
-        raise UnreadableFileError(f"{call}: {source} could not be kept ({error}); nothing of it was.") from error
+        raise not_kept(f"{call}: {source} could not be kept ({error}); nothing of it was.", error) from error
 
 
 def keep(writer: JournalWriter, source: Path) -> list[Blob]:
