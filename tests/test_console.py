@@ -317,7 +317,7 @@ def test_a_stopped_terminal_holds_up_nothing(python: WarmPython) -> None:
     code = program("finalize_timeout_s=1.0", ending)
     with Terminal(python, code, tear_down=True) as terminal:  # nobody reads it: its buffer of 4 KB fills up
         assert terminal.program.wait() == 0, terminal.errors
-        assert "has not taken all records within 1 s" in terminal.errors
+        assert "had not taken all records within 1 s" in terminal.errors
 
 
 def test_pending_lines_keep_their_temporary_folder(python: WarmPython, tmp_path: Path) -> None:

@@ -194,6 +194,29 @@ if {heals}:
         assert lost == [(in_memory, str(run_dir / "journal"))]
 
 
+def test_ctrl_c_while_the_end_waits_for_delivery(python: WarmPython, tmp_path: Path) -> None:
+    """The user who waits no longer is told what is pending, where, and how it gets to the tracker."""
+    code = """
+import os, signal, sys, threading, time
+from lightning_loggers import MLFlowLogger
+signal.signal(signal.SIGINT, signal.default_int_handler)
+logger = MLFlowLogger("e", tracking_uri="http://127.0.0.1:9", save_dir=sys.argv[1], delivery="thread")
+logger.log_metrics({"loss": 1.0}, 0)
+began = time.monotonic()
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    logger.finalize("success")
+except KeyboardInterrupt:
+    print("interrupted", time.monotonic() - began < 25)
+"""
+    done = python.run(code, tmp_path).ok()
+    assert done.stdout.split() == ["interrupted", "True"]
+    assert "had not taken all records when it was interrupted (1 recorded, 0 delivered, 1 pending" in done.stderr
+    run_dir = only_dir(tmp_path)
+    assert f"Nothing is lost. The pending ones are in {run_dir}. Deliver them with" in done.stderr
+    assert f"lightning-loggers sync {run_dir}" in done.stderr
+
+
 @pytest.mark.parametrize("times", [3, pytest.param(200, marks=pytest.mark.soak)])
 def test_trainer_killed_at_random_moments(mlflow_sqlite: str, tmp_path: Path, times: int) -> None:
     """Whatever had been acknowledged when the trainer was SIGKILLed arrives, once, and the run is shown as failed."""

@@ -8,6 +8,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from lightning_loggers import jobs
+from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.loggers import arriving, encoding
 from lightning_loggers.notices import logger as log
 from lightning_loggers.progress import delivery_bar
@@ -69,17 +70,25 @@ def end(logger: "JournaledLogger", status: RunStatus) -> None:
             level=logging.WARNING if in_memory else logging.INFO,
         )
         return
-    with delivery_bar(host, ends) as progress:
-        delivered = host.drain(ends, logger._finalize_timeout_s, progress)
+    try:
+        with delivery_bar(host, ends) as progress:
+            delivered = host.drain(ends, logger._finalize_timeout_s, progress)
+    except KeyboardInterrupt:  # the user waits no longer
+        _tell_pending(logger, writer, "when it was interrupted")
+        raise
+    if delivered and not writer.pending_in_memory:
+        log.info("%s: %s", type(logger).__name__, logger.stats)
+    else:
+        _tell_pending(logger, writer, f"within {logger._finalize_timeout_s:g} s")
+
+
+def _tell_pending(logger: "JournaledLogger", writer: JournalWriter, when: str) -> None:
     in_memory, stats = writer.pending_in_memory, logger.stats
-    if delivered and not in_memory:
-        log.info("%s: %s", type(logger).__name__, stats)
-        return
     log.warning(
-        "%s: the tracker has not taken all records within %g s (%s). %sThe pending ones %s Deliver them with: "
-        "lightning-loggers sync %s",
+        "%s: the tracker had not taken all records %s (%s). %sThe pending ones %s Deliver them with: lightning-loggers "
+        "sync %s",
         type(logger).__name__,
-        logger._finalize_timeout_s,
+        when,
         stats,
         "" if in_memory or stats.dropped else "Nothing is lost. ",
         _are_kept(logger, in_memory),
