@@ -194,19 +194,21 @@ if {heals}:
         assert lost == [(in_memory, str(run_dir / "journal"))]
 
 
-def test_ctrl_c_while_the_end_waits_for_delivery(python: WarmPython, tmp_path: Path) -> None:
-    """The user who waits no longer is told what is pending, where, and how it gets to the tracker."""
-    code = """
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_while_the_end_waits_for_delivery(python: WarmPython, tmp_path: Path, number: signal.Signals) -> None:
+    """Whoever waits no longer is told what is pending, where, and how it gets to the tracker."""
+    code = f"""
 import os, signal, sys, threading, time
 from lightning_loggers import MLFlowLogger
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 logger = MLFlowLogger("e", tracking_uri="http://127.0.0.1:9", save_dir=sys.argv[1], delivery="thread")
-logger.log_metrics({"loss": 1.0}, 0)
+logger.log_metrics({{"loss": 1.0}}, 0)
 began = time.monotonic()
-threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+threading.Timer(0.5, os.kill, (os.getpid(), {int(number)})).start()
 try:
     logger.finalize("success")
-except KeyboardInterrupt:
+except (KeyboardInterrupt, SystemExit):
     print("interrupted", time.monotonic() - began < 25)
 """
     done = python.run(code, tmp_path).ok()

@@ -73,7 +73,7 @@ def end(logger: "JournaledLogger", status: RunStatus) -> None:
     try:
         with delivery_bar(host, ends) as progress:
             delivered = host.drain(ends, logger._finalize_timeout_s, progress)
-    except KeyboardInterrupt:  # the user waits no longer
+    except (KeyboardInterrupt, SystemExit):  # the user, or the system, waits no longer
         _tell_pending(logger, writer, "when it was interrupted")
         raise
     if delivered and not writer.pending_in_memory:
