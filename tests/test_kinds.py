@@ -790,27 +790,31 @@ def test_what_is_not_encoded_in_time_is_told(
 def test_a_disk_that_refuses_files_is_told_as_such(python: WarmPython, tmp_path: Path) -> None:
     """Images and files that do not fit are counted as refused by the disk, and told with what to do."""
     code = """
-import resource, sys, tempfile
+import resource, sys, tempfile, types
 import numpy as np
 from lightning_loggers import CSVLogger
 logger = CSVLogger(sys.argv[1], delivery="offline")
 logger.log_metrics({"loss": 1.0}, 0)
-resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
-logger.log(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8), "noise", kind="image")
 with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     file.write(b"x" * 100_000)
     file.flush()
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    logger.log(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8), "noise", kind="image")
     logger.log(file.name, "big", kind="artifact")
+    checkpoint = types.SimpleNamespace(last_model_path=file.name, save_top_k=-1)
+    logger._keep_checkpoints(checkpoint)
 logger.finalize("success")
 print(logger.stats.dropped_reasons)
 """
     done = python.run(code, tmp_path).ok()
-    assert done.stdout.strip() == "{'disk refused': 2}"
-    assert "image 'noise' could not be written below" in done.stderr
-    assert "(see `df -h " in done.stderr
-    assert "artifact 'big' is not logged" in done.stderr
+    assert done.stdout.strip() == "{'disk refused': 3}"
+    for what in (
+        "image 'noise' could not be written below",
+        "artifact 'big' is not logged",
+        "The checkpoint /dev/shm/",
+    ):
+        (told,) = (line for line in done.stderr.splitlines() if line.startswith(what))
+        assert "Free some space, or make it writable (see `df -h " in told
 
 
 def test_a_full_queue_makes_the_caller_encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,11 +65,6 @@ class StreamFile:
         self._own_stream: str | None = None
         self._lock: FileLock | None = None
 
-    @property
-    def rank(self) -> int:
-        """The global rank, asked now."""
-        return self._rank() if callable(self._rank) else self._rank
-
     def open(self) -> int:
         """Open the stream: make the folder, become its writer, mend a torn tail, write a header line.
 
@@ -81,7 +76,7 @@ class StreamFile:
             JournalError: If the journal there is not one.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._header_rank = self.rank
+        self._header_rank = self._rank() if callable(self._rank) else self._rank
         with contextlib.suppress(JournalError):
             known = read_first_header(self._folder)
             if known is not None:

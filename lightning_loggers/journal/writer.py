@@ -22,10 +22,10 @@ import msgspec
 
 from lightning_loggers.journal import keeper, segments
 from lightning_loggers.journal.blobs import BlobStore
+from lightning_loggers.journal.fitting import LONG, in_parts, plain_step
 from lightning_loggers.journal.layout import BLOBS_FOLDER
 from lightning_loggers.journal.reader import Position
 from lightning_loggers.journal.stream import StreamFile
-from lightning_loggers.journal.unusual import LONG, in_parts, plain_step
 from lightning_loggers.notices import Notices
 from lightning_loggers.records import (
     MAX_LINE_BYTES,
@@ -241,11 +241,6 @@ class JournalWriter:
         """Lines that wait in memory for a file system that refuses."""
         return len(self._buffer)
 
-    @property
-    def rank(self) -> int:
-        """The global rank, asked now."""
-        return self._file.rank
-
     def flush(self) -> bool:
         """Try now to write what waits in memory.
 
@@ -267,7 +262,7 @@ class JournalWriter:
                 self._notices.tell_once(
                     ("lost", str(self.folder)),
                     f"The last {lost} records could not be written to {self.folder} and are lost: it refused them to "
-                    f"the end. The {self.recorded} before them are there.",
+                    f"the end. {self.recorded} others are there.",
                 )
                 self._buffer.clear()
                 self._buffered_bytes = 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.loggers import recording
-from lightning_loggers.loggers.losses import reason_of
+from lightning_loggers.loggers.losses import not_kept, reason_of
 from lightning_loggers.notices import Notices
 from lightning_loggers.records import Blob
 from lightning_loggers.values.metrics import as_number
@@ -48,11 +48,10 @@ class FoundCheckpoint:
         try:
             return recording.keep(writer, self.path)
         except OSError as error:
-            notices.tell_once(
-                ("checkpoint", str(self.path)),
-                f"The checkpoint {self.path} could not be kept for {tracker} ({error}). Training goes on.",
-            )
-            writer.count_dropped(reason_of(error))
+            message = f"The checkpoint {self.path} could not be kept for {tracker} ({error})."
+            lost = not_kept(message, error, writer.folder)
+            notices.tell_once(("checkpoint", str(self.path)), f"{lost} Training goes on.")
+            writer.count_dropped(reason_of(lost) or "unreadable file")
             return None
 
 

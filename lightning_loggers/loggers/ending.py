@@ -74,7 +74,8 @@ def end(logger: "JournaledLogger", status: RunStatus) -> None:
         with delivery_bar(host, ends) as progress:
             delivered = host.drain(ends, logger._finalize_timeout_s, progress)
     except (KeyboardInterrupt, SystemExit):  # the user, or the system, waits no longer
-        _tell_pending(logger, writer, "when it was interrupted")
+        with contextlib.suppress(Exception):  # what fails here must not take the interruption's place
+            _tell_pending(logger, writer, "when it was interrupted")
         raise
     if delivered and not writer.pending_in_memory:
         log.info("%s: %s", type(logger).__name__, logger.stats)
@@ -152,7 +153,8 @@ def end_all() -> None:
         end_at_exit(logger)
         writer = logger._writer
         if writer is not None and writer.pending_in_memory:
-            writer.close()
+            with contextlib.suppress(Exception):  # the others' turn comes all the same
+                writer.close()
 
 
 atexit.register(end_all)

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_loggers.errors import MissingDependencyError, UnsuitableValueError
@@ -24,14 +25,26 @@ class DiskRefusedError(Exception):
     """Where a file was to be kept."""
 
 
-def not_kept(message: str, error: OSError) -> UnreadableFileError | DiskRefusedError:
-    """What to raise where a user's file cannot be kept: it is to blame, or the disk under the journal is."""
-    return DiskRefusedError(message) if error.errno in _OF_THE_DISK else UnreadableFileError(message)
+def not_kept(message: str, error: OSError, folder: Path) -> UnreadableFileError | DiskRefusedError:
+    """What to raise where a user's file cannot be kept: it is to blame, or the disk under the journal is.
+
+    Args:
+        message: What could not be kept.
+        error: Why.
+        folder: Where it was to be kept.
+    """
+    if error.errno in _OF_THE_DISK:
+        return DiskRefusedError(f"{message} {_cure(folder)}")
+    return UnreadableFileError(message)
 
 
-def reason_of(error: OSError) -> str:
-    """Under which reason it is counted that a user's file could not be kept."""
-    return _REASONS[type(not_kept("", error))]
+def reason_of(error: BaseException) -> str | None:
+    """Under which reason a loss is counted for which the value itself, or what it needs, is to blame."""
+    return next((reason for cause, reason in _REASONS.items() if isinstance(error, cause)), None)
+
+
+def _cure(folder: Path) -> str:
+    return f"Free some space, or make it writable (see `df -h {folder}`)."
 
 
 _OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
@@ -70,7 +83,7 @@ def not_encoded(logger: "JournaledLogger", record: Record, error: BaseException)
         return
     what, cure = "encoded", ""
     if isinstance(error, OSError):
-        what, cure = f"written below {logger._run_dir}", f" Free some space (see `df -h {logger._run_dir}`)."
+        what, cure = f"written below {logger._run_dir}", f" {_cure(logger._run_dir)}"
     logger._count_lost("disk refused" if cure else "not encoded")
     logger._notices.tell_once(
         ("encoding", record.kind, record.id, type(error)),
@@ -82,7 +95,7 @@ def not_encoded(logger: "JournaledLogger", record: Record, error: BaseException)
 
 def _told(logger: "JournaledLogger", kind: str, identifier: Any, error: BaseException) -> bool:
     """Whether the value itself or what it needs is to blame, which is told and counted."""
-    reason = next((reason for cause, reason in _REASONS.items() if isinstance(error, cause)), None)
+    reason = reason_of(error)
     if reason is None:
         return False
     logger._count_lost(reason)

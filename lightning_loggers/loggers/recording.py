@@ -95,7 +95,7 @@ def linked(writer: JournalWriter, path: Path) -> Blob:
     try:
         return writer.blobs.link_file(path)
     except OSError as error:
-        raise not_kept(f"{path} could not be kept ({error}).", error) from error
+        raise not_kept(f"{path} could not be kept ({error}).", error, writer.folder) from error
 
 
 def _from_snapshot(
@@ -242,7 +242,8 @@ def _kept(writer: JournalWriter, source: Path, call: str) -> Sequence[Blob]:
     try:
         return keep(writer, source)
     except OSError as error:
-        raise not_kept(f"{call}: {source} could not be kept ({error}); nothing of it was.", error) from error
+        message = f"{call}: {source} could not be kept ({error}); nothing of it was."
+        raise not_kept(message, error, writer.folder) from error
 
 
 def keep(writer: JournalWriter, source: Path) -> list[Blob]:
