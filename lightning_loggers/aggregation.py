@@ -1,10 +1,10 @@
 """Many dictionaries of metrics into one.
 
-:func:`merge_dicts` joins them key by key; :class:`StepAggregator` does it for one step after the other. Only numpy is
-needed: tensors are recognised by what they can do, so that a process without torch can merge the records of ranks.
+:func:`merge_dicts` joins them key by key; :class:`StepAggregator` does it for one step after the other. Only numpy and
+msgspec are needed: tensors are recognised by what they can do, so that a process without torch can merge the records of
+ranks.
 """
 
-import marshal
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
@@ -12,6 +12,7 @@ from operator import itemgetter
 from types import NoneType
 from typing import Any
 
+import msgspec
 import numpy as np
 
 AggFunc = Callable[[Sequence[Any]], Any]
@@ -92,7 +93,7 @@ def merge_dicts(
 def _means_of_equal_keys(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The means of flat dictionaries of floats and integers with the same keys; None for anything else.
 
-    Loops over single values are left to C (chain, map, marshal): they are all that costs here.
+    Loops over single values are left to C (map, zip, msgspec): they are all that costs here.
     """
     if {*map(type, rows)} != _DICT:
         return None
@@ -118,7 +119,7 @@ def _means_of_equal_keys(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | 
             return None
     if count in _MEANS and (count * width <= _FEW or count == 2) and {*map(type, _chained(values))} == _FLOAT:
         return dict(zip(first, map(_MEANS[count], *values)))  # noqa: B905 - as long as each other; to ask takes time
-    table = _columns([*_chained(values)], count, width) if width > 1 and count <= _MAX_BATCHED else None
+    table = _table([*zip(*values)], count) if width > 1 and count <= _MAX_BATCHED else None  # noqa: B905
     if table is None:
         return None
     return {key: total / count for key, total in zip(first, _row_sums(table), strict=True)}
@@ -144,28 +145,33 @@ _MEANS: dict[int, Callable[..., float]] = {
 }
 
 
-def _columns(flat: list[Any], count: int, width: int) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    """Rows of floats and integers, one behind the other, as a table of their columns; None for anything else.
+def _table(columns: list[tuple[Any, ...]], count: int) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """Columns of ``count`` floats and integers each as the rows of a table; None for anything else.
 
-    marshal writes a float, and nothing else, as "g" and its eight bytes: no check and no conversion is cheaper. That
-    each tag stands where floats alone put it says that all are floats.
+    MessagePack writes a float, and nothing else, as a tag and its eight bytes: no check and no conversion is cheaper.
+    That each tag stands where floats alone put it says that all are floats.
     """
+    width = len(columns)
     try:
-        data = marshal.dumps(flat, 2)
-    except ValueError:  # what it does not know
+        data = _encode(columns)
+    except (TypeError, ValueError, OverflowError):  # what it does not know, or integers past 64 bits
         return None
-    if len(data) == _MARSHAL_HEAD + 9 * len(flat) and data[_MARSHAL_HEAD::9] == b"g" * len(flat):
-        return np.ndarray((width, count), _MARSHAL_FLOAT, data, _MARSHAL_HEAD + 1, (9, 9 * width)).copy()
-    if not _NUMBERS.issuperset(map(type, flat)):
+    # A list's head, then each column's and its floats.
+    head = _HEADS[count > _SHORT]
+    tags, pitch = _HEADS[width > _SHORT] + head, head + 9 * count
+    if len(data) == tags - head + width * pitch:
+        strides = (pitch, 9)
+        if np.ndarray((width, count), "S1", data, tags, strides).tobytes() == _FLOAT_TAG * (width * count):
+            return np.ndarray((width, count), ">f8", data, tags + 1, strides).astype(np.float64)
+    if not all(_NUMBERS.issuperset(map(type, column)) for column in columns):
         return None
-    table = np.array(flat)
-    if table.dtype.kind == "O":  # integers past 64 bits
-        return None
-    return np.ascontiguousarray(table.astype(np.float64, copy=False).reshape(count, width).T)
+    table = np.array(columns)
+    return None if table.dtype.kind == "O" else table.astype(np.float64, copy=False)
 
 
-_MARSHAL_HEAD = 5  # "[" and the list's length
-_MARSHAL_FLOAT = np.dtype("<f8")
+_encode = msgspec.msgpack.Encoder().encode
+_SHORT, _HEADS = 15, (1, 3)  # lists of up to 15, and of up to 65,535 (of keys: past them the lengths do not agree)
+_FLOAT_TAG = b"\xcb"
 
 
 def _row_sums(table: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:

@@ -136,6 +136,28 @@ def test_means_of_many_values_add_up_in_numpys_order(seed, count, width, missing
     assert exact(merge_dicts(dicts)) == exact(as_numpy_would(dicts))
 
 
+@pytest.mark.parametrize(
+    "other", ["eight by", b"seven b", 2**62, -(2**62), 2**63 + 2**62, None, True, [1.0] * 8, {"k": 0.5}]
+)
+@pytest.mark.parametrize("place", [0, 7, 35])
+def test_what_is_as_long_as_a_float_is_no_float(other, place):
+    """Where floats are told by how they are encoded: other values of nine bytes, first, in between and last."""
+    count = 12
+    rows = [[0.1 * row + column for column in range(3)] for row in range(count)]
+    rows[place % count][place // count] = other
+    dicts = [dict(zip("abc", row, strict=True)) for row in rows]
+    assert outcome(merge_dicts, dicts) == outcome(as_numpy_would, dicts)
+
+
+@pytest.mark.parametrize("count", [14, 15, 16, 17])
+@pytest.mark.parametrize("width", [2, 14, 15, 16, 17, 300])
+def test_lists_of_any_length_are_encoded_with_heads_of_their_own(count, width):
+    """MessagePack's short lists end at 15 items: nothing of a head is taken for a number."""
+    rng = np.random.default_rng(width)
+    dicts = [{f"m{i}": value for i, value in enumerate(row)} for row in rng.standard_normal((count, width)).tolist()]
+    assert exact(merge_dicts(dicts)) == exact(as_numpy_would(dicts))
+
+
 @pytest.mark.parametrize("count", [4095, 4096, 4097, 20_000])
 @pytest.mark.parametrize("missing", [False, True])
 def test_means_of_thousands_of_integers_are_numpys(count, missing):
