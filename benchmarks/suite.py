@@ -51,7 +51,7 @@ class Size:
     busy_s: float = 3.0  # the longest pause between two deliveries
     settle_s: float = 3.0
     records: int = 100_000
-    images: int = 20
+    images: int = 60
     burst: int = 32
     slow_points: int = 2_500
     stores: int = 3

@@ -15,6 +15,7 @@ from conftest import wait_until
 from PIL import Image
 
 from lightning_loggers import CSVLogger, journal
+from lightning_loggers.loggers import encoding
 from lightning_loggers.values.arrays import copied, own_array, snapshot
 from lightning_loggers.values.buffers import BUFFERS, READY_BYTES, Buffers
 
@@ -174,3 +175,89 @@ def test_memory_of_what_cannot_be_encoded_comes_back(logger: CSVLogger) -> None:
     logger.close()
     gc.collect()
     assert BUFFERS.ready_bytes == ready
+
+
+def ready_for(logger: CSVLogger, array: "np.ndarray[Any, Any]") -> None:
+    """Have memory made ready for arrays of that size, by the encoding of one."""
+    logger.log(np.zeros(array.nbytes, np.uint8), "first", kind="histogram", step=0)
+    wait_until(lambda: bool(BUFFERS.ready_for.get(array.nbytes)), 60, "memory made ready")
+
+
+OF_ONE_SIZE = {
+    "as it is": lambda image: image,
+    "a view": lambda image: np.ascontiguousarray(image.transpose(2, 0, 1)).transpose(1, 2, 0),
+    "a part": lambda image: np.concatenate([image, image], axis=1)[:, : image.shape[1]],
+    "reversed": lambda image: np.ascontiguousarray(image[::-1])[::-1],
+    "a tensor": torch.from_numpy,
+    "a tensor that requires gradients": lambda image: (torch.from_numpy(image) / 255.0).requires_grad_(),
+    "floats": lambda image: image / np.float32(255),
+    "of the other byte order": lambda image: (image / 255).astype(">f4"),
+}
+
+
+@pytest.mark.parametrize("way", OF_ONE_SIZE)
+def test_memory_that_is_ready_takes_any_array(logger: CSVLogger, way: str) -> None:
+    """Whatever order its memory is in: what is recorded is what it was, though it is overwritten at once."""
+    for step in range(1, 4):
+        image = random_image(step)
+        value = OF_ONE_SIZE[way](image)
+        if step == 1:
+            ready_for(logger, value if isinstance(value, np.ndarray) else value.detach().numpy())
+        logger.log(value, "image", kind="image", step=step)
+        (value if isinstance(value, np.ndarray) else value.detach().numpy())[:] = 0
+    logger.close()
+    assert logger.stats.dropped == 0
+    folder = Path(logger.log_dir)
+    found = {}
+    for record in journal.read(folder):
+        if record.kind == "image":
+            (blob,) = record.blobs or []
+            found[record.step] = np.asarray(Image.open(folder / "journal" / "blobs" / blob.id / blob.name))
+    assert list(found) == [1, 2, 3]
+    assert all(np.array_equal(pixels, random_image(int(step or 0))) for step, pixels in found.items())
+
+
+@pytest.mark.parametrize("dtype", ["O", "c8", "M8[s]", "S8", "V8", "U2"])
+def test_memory_that_is_ready_takes_no_array_of_anything_else(logger: CSVLogger, dtype: str) -> None:
+    """Least of all references to objects: it is told, and the memory is still ready."""
+    other = np.zeros(SHAPE, dtype)
+    ready_for(logger, other)
+    before = len(BUFFERS.ready_for[other.nbytes])
+    logger.log(other, "other", kind="image", step=1)
+    logger.close()
+    gc.collect()
+    assert len(BUFFERS.ready_for[other.nbytes]) >= before
+    assert logger.stats.dropped_reasons == {"unsuitable value": 1}
+
+
+def test_a_burst_never_waits_in_more_memory_than_it_may(logger: CSVLogger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is made ready again while images wait, but not for ever; what does not fit the caller encodes."""
+    most = READY_BYTES + 8 * 2**20
+    monkeypatch.setattr(encoding, "MAX_WAITING_BYTES", most)
+    pixels = random_image(0, (1024, 1024))
+    ready_for(logger, pixels)
+    held = []
+    for step in range(1, 121):
+        pixels[0, :2] = divmod(step, 250)
+        logger.log(pixels, "image", kind="image", step=step)
+        jobs = list(encoding._encoder._order)
+        held.append(sum(job.size_bytes for job in jobs if not job.ready))
+    assert max(held) <= most
+    assert max(held) > READY_BYTES // 2
+    logger.close()
+    steps = [record.step for record in journal.read(Path(logger.log_dir)) if record.id == "image"]
+    assert steps == list(range(1, 121))
+
+
+def test_the_encoding_thread_is_woken_once_it_no_longer_looks(
+    logger: CSVLogger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As hours after the last image: nobody has to wait for the run's end."""
+    monkeypatch.setattr(encoding, "_LINGER_S", 0.01)
+    pixels = random_image(0)
+    ready_for(logger, pixels)
+    for step in range(3):
+        wait_until(lambda: encoding._encoder._asleep, 60, "the thread asleep")
+        logger.log(pixels, "image", kind="image", step=step)
+        wait_until(lambda: encoding.pending(logger) == 0, 60, "an image encoded by the thread")
+    logger.close()

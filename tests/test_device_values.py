@@ -192,7 +192,7 @@ def test_snapshot_on_its_way_is_encoded_when_it_is_there(tmp_path: Path) -> None
         def encode(self) -> Encoded:
             return Encoded(value=pixels.tolist())
 
-    encoding.submit(encoding.Job(logger, writer, Record(1, "dict", id="a"), Arriving(Taken(), [reached])))
+    encoding.submit(encoding.job_of(logger, writer, Record(1, "dict", id="a"), Arriving(Taken(), [reached])))
     assert reached.waited_for.wait(60)
     assert recorded(logger) == []
     pixels += 7

@@ -717,7 +717,7 @@ def submit(logger: Any, value: Slow, step: int) -> None:
     """Have a value encoded."""
     writer = logger._start()
     record = Record(time.time_ns(), Kind.IMAGE.value, step, id="x")
-    encoding.submit(encoding.Job(logger, writer, record, value, value.size_bytes))
+    encoding.submit(encoding.job_of(logger, writer, record, value))
 
 
 def steps_of(logger: Any) -> list[int]:

@@ -260,7 +260,7 @@ def test_nothing_is_encoded_in_a_log_call(tmp_path: Path) -> None:
     logger.log_metrics({"loss": 1.0}, 0)
     writer = logger._start()
     assert writer is not None
-    encoding.submit(encoding.Job(logger, writer, Record(time.time_ns(), "text", id="slow"), slow))
+    encoding.submit(encoding.job_of(logger, writer, Record(time.time_ns(), "text", id="slow"), slow))
     assert slow.begun.wait(60)
     image, floats, sound = PIXELS.copy(), PIXELS / 255, np.zeros((4, 2), np.int16)
     video, model = np.zeros((2, 3, 16, 16), np.uint8), torch.nn.Linear(2, 1)

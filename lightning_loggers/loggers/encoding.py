@@ -34,7 +34,9 @@ MAX_WAITING_BYTES = 256 * 2**20
 
 DRAIN_TIMEOUT_S = 120.0
 _POLL_S = 0.005
-_LINGER_S = 0.2
+_QUICK_POLLS_S = 0.2
+_SLOW_POLL_S = 0.1
+_LINGER_S = 60.0
 """How long the thread looks for more by itself: waking it costs a log call as much as copying an image."""
 
 
@@ -44,9 +46,11 @@ class Job(msgspec.Struct, eq=False):
     Attributes:
         owner: Whose it is.
         writer: The journal.
+        kind: What its record is.
+        name: The record's identifier.
+        size_bytes: What the value holds in memory until it is encoded.
         record: All but what encoding adds, until it is encoded; then all.
         snapshot: The value, until it is encoded.
-        size_bytes: What that holds in memory.
         runner: The thread that encodes it now.
         ready: Whether it is encoded.
         lost: Whether it cannot be.
@@ -56,9 +60,11 @@ class Job(msgspec.Struct, eq=False):
 
     owner: "JournaledLogger"
     writer: JournalWriter
-    record: Record
-    snapshot: Snapshot | None
+    kind: str
+    name: str | None
     size_bytes: int = 0
+    record: Record | None = None
+    snapshot: Snapshot | None = None
     runner: int | None = None
     ready: bool = False
     lost: bool = False
@@ -67,21 +73,26 @@ class Job(msgspec.Struct, eq=False):
 
     def is_in_series(self, other: "Job") -> bool:
         """Whether its record has the kind and identifier of another's, so that one comes behind the other."""
-        return (self.record.kind, self.record.id) == (other.record.kind, other.record.id)
+        return (self.kind, self.name) == (other.kind, other.name)
+
+    def opened(self) -> tuple[Record, Snapshot]:
+        """The record and the snapshot; called once, by whoever encodes."""
+        assert self.record is not None
+        assert self.snapshot is not None
+        return self.record, self.snapshot
 
     def encode(self) -> None:
         """Make the files and put them into the blob folder; what cannot be is counted and told."""
-        record, snapshot = self.record, self.snapshot
-        assert snapshot is not None
+        kind, name = self.kind, self.name
         try:
+            record, snapshot = self.opened()
             encoded = snapshot.encode()
             for cause, message in encoded.notes:
-                told = f"{record.kind} {record.id!r}: {message}"
-                self.owner._notices.tell_once((record.kind, record.id, cause), told)
+                self.owner._notices.tell_once((kind, name, cause), f"{kind} {name!r}: {message}")
             self.record = completed(record, encoded, store(self.writer, encoded))
         except BaseException as error:  # seam: a value that cannot be encoded must end nothing else
             self.lost = True
-            not_encoded(self.owner, record, error)
+            not_encoded(self.owner, kind, name, error)
             if not isinstance(error, Exception):  # Ctrl+C while the caller encodes: its record would have no file
                 raise
         finally:
@@ -90,9 +101,14 @@ class Job(msgspec.Struct, eq=False):
     def commit(self) -> None:
         """Append the record, unless that is done or under way: a signal handler may commit inside of this."""
         taken, self.taken = self.taken, True
-        if not taken and not self.lost:
+        if not taken and not self.lost and self.record is not None:
             self.writer.append(self.record)
         self.committed = True
+
+
+def job_of(owner: "JournaledLogger", writer: JournalWriter, record: Record, snapshot: Snapshot) -> Job:
+    """The job of a value whose record is made."""
+    return Job(owner, writer, record.kind, record.id, snapshot.size_bytes, record, snapshot)
 
 
 def completed(record: Record, encoded: Encoded, blobs: list[Blob]) -> Record:
@@ -152,24 +168,24 @@ class Encoder:
         self._committer: int | None = None
 
     def submit(self, job: Job) -> None:
-        """Have a value encoded and its record appended; returns at once unless the queue is full."""
-        size_bytes = job.size_bytes
-        with self._lock:
+        """Have a value encoded and its record appended; returns at once unless the queue is full.
+
+        It takes no lock, which after a training step costs as much as copying 50 KB: the interpreter changes threads at
+        calls and loops only, of which there are none between looking at the sum and adding to it. Where it did, the
+        sum would be wrong by one value until nothing waits.
+        """
+        waiting = self._bytes
+        if not waiting or waiting + job.size_bytes <= MAX_WAITING_BYTES:
+            self._bytes = waiting + job.size_bytes
+            self._waiting.append(job)  # first: a signal handler that drains must not wait for what nobody can begin
             self._order.append(job)
-            waiting = self._bytes
-            fits = not waiting or waiting + size_bytes <= MAX_WAITING_BYTES
-            if fits:
-                self._bytes = waiting + size_bytes
-        if fits and (self._works or self._runs()):
-            self._waiting.append(job)
-            if self._asleep:
-                self._asleep = False
-                self._bell.put(None)
-            return
-        if fits:
-            with self._lock:
-                self._bytes -= size_bytes
-        self._run(job)
+            if job.ready:  # encoded in between
+                self._commit()
+            if self._asleep or not self._works:
+                self._see_to_it()
+        else:
+            self._order.append(job)
+            self._run(job)
 
     def add_ready(self, job: Job) -> None:
         """Append a record that needs no encoding: now, unless an earlier one of its kind and name is under way."""
@@ -217,6 +233,16 @@ class Encoder:
 
     # ------------------------------------------------------------------ inside
 
+    def _see_to_it(self) -> None:
+        """Have somebody encode what waits."""
+        if not self._runs():  # no thread can be had
+            with contextlib.suppress(IndexError):
+                while True:
+                    self._take(self._waiting.popleft())
+        elif self._asleep:
+            self._asleep = False
+            self._bell.put(None)
+
     def _runs(self) -> bool:
         self._thread = kept_running(self._thread, self._work_beside, "encoding")
         return self._thread is not None
@@ -230,13 +256,14 @@ class Encoder:
             self._works = False
 
     def _work(self) -> None:
-        lingers_until = 0.0
+        last_s = -_LINGER_S
         while True:
             try:
                 job = self._waiting.popleft()
             except IndexError:
-                if time.monotonic() < lingers_until:
-                    time.sleep(_POLL_S)
+                idle_s = time.monotonic() - last_s
+                if idle_s < _LINGER_S:
+                    time.sleep(_POLL_S if idle_s < _QUICK_POLLS_S else _SLOW_POLL_S)
                     continue
                 self._asleep = True
                 if not self._waiting:  # what came before the flag was set rings no bell
@@ -246,14 +273,13 @@ class Encoder:
                 with contextlib.suppress(BaseException):  # seam: the job has told it; sys.exit is for its own thread
                     self._take(job)
                     BUFFERS.make_ready()
-                lingers_until = time.monotonic() + _LINGER_S
+                last_s = time.monotonic()
 
     def _take(self, job: Job) -> None:
         try:
             self._run(job)
         finally:
-            with self._lock:
-                self._bytes -= job.size_bytes
+            self._bytes = self._bytes - job.size_bytes if self._order else 0
 
     def _run(self, job: Job) -> None:
         job.runner = threading.get_ident()

@@ -31,6 +31,16 @@ def _nowhere() -> Where:
     return UNKNOWN
 
 
+def placed_at(where: Where, kind: Kind, fields: dict[str, Any]) -> dict[str, Any]:
+    """Add where the training was to the fields of a record of that kind."""
+    level, phase, epoch, _ = where
+    fields.setdefault("epoch", epoch)
+    fields.setdefault("phase", phase)
+    if level is not None and kind not in ONCE_A_RUN:
+        fields["meta"] = {**(fields.get("meta") or {}), "level": LEVEL_NAMES[level]}
+    return fields
+
+
 def _admit_none(_step: Any) -> Where | None:
     return None
 
@@ -228,12 +238,7 @@ class Gate:
         """Add where the training is to the fields of a record."""
         if self._progress is None or kind is Kind.STATUS:
             return fields
-        level, phase, epoch, _ = self.now()
-        fields.setdefault("epoch", epoch)
-        fields.setdefault("phase", phase)
-        if level is not None and kind not in ONCE_A_RUN:
-            fields["meta"] = {**(fields.get("meta") or {}), "level": LEVEL_NAMES[level]}
-        return fields
+        return placed_at(self.now(), kind, fields)
 
     # ------------------------------------------------------------------ what was let through
 

@@ -1,7 +1,7 @@
 """One call for every kind of object, and a method for each."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +19,8 @@ from lightning_loggers.values.metrics import safe_str
 
 if TYPE_CHECKING:
     from lightning_loggers.loggers.journaled import JournaledLogger
+
+_NOTHING: Mapping[str, Any] = {}
 
 LOGGABLE = tuple(kind for kind in Kind if kind is not Kind.STATUS)
 """What ``log(kind=...)`` knows."""
@@ -66,10 +68,10 @@ class Kinds:
         """
         known = (_KINDS.get(kind) if type(kind) is str else None) or as_kind(kind)
         if not isinstance(identifier, _LISTS):
-            self._log_kind(known, identifier, item, step, batch_idx, strict=strict, **kwargs)
+            self._log_kind(known, identifier, item, step, batch_idx, strict=strict, given=kwargs)
             return
         for name, value in _pairs(item, identifier):
-            self._log_kind(known, name, value, step, batch_idx, strict=strict, **kwargs)
+            self._log_kind(known, name, value, step, batch_idx, strict=strict, given=kwargs)
 
     def log_param(self, key: str, value: Any) -> None:
         """Record one hyperparameter."""
@@ -105,7 +107,7 @@ class Kinds:
             strict: Whether what is wrong with it raises.
             **kwargs: ``columns``: names, for a list of rows or an array.
         """
-        self._log_kind(Kind.TABLE, key, table, step, strict=strict, **kwargs)
+        self._log_kind(Kind.TABLE, key, table, step, strict=strict, given=kwargs)
 
     def log_image(self, key: str, image: Any, step: int | None = None, *, strict: bool = False, **kwargs: Any) -> None:
         """Record an image, or several.
@@ -119,7 +121,7 @@ class Kinds:
             **kwargs: ``caption``, ``layout`` (``"CHW"`` or ``"HWC"``), ``grid`` (of a batch, by default true),
                 ``normalize``, ``masks``, ``boxes``: see :func:`lightning_loggers.values.images.snapshot`.
         """
-        self._log_kind(Kind.IMAGE, key, image, step, strict=strict, **kwargs)
+        self._log_kind(Kind.IMAGE, key, image, step, strict=strict, given=kwargs)
 
     def log_figure(
         self, key: str, figure: Any, step: int | None = None, *, strict: bool = False, **kwargs: Any
@@ -133,7 +135,7 @@ class Kinds:
             strict: Whether what is wrong with it raises.
             **kwargs: ``dpi``, and ``close``: whether matplotlib's figure is closed afterwards.
         """
-        self._log_kind(Kind.FIGURE, key, figure, step, strict=strict, **kwargs)
+        self._log_kind(Kind.FIGURE, key, figure, step, strict=strict, given=kwargs)
 
     def log_audio(self, key: str, audio: Any, step: int | None = None, *, strict: bool = False, **kwargs: Any) -> None:
         """Record a sound.
@@ -145,7 +147,7 @@ class Kinds:
             strict: Whether what is wrong with it raises.
             **kwargs: ``sample_rate`` in Hz, ``caption``.
         """
-        self._log_kind(Kind.AUDIO, key, audio, step, strict=strict, **kwargs)
+        self._log_kind(Kind.AUDIO, key, audio, step, strict=strict, given=kwargs)
 
     def log_video(self, key: str, video: Any, step: int | None = None, *, strict: bool = False, **kwargs: Any) -> None:
         """Record a video.
@@ -157,7 +159,7 @@ class Kinds:
             strict: Whether what is wrong with it raises.
             **kwargs: ``fps``, ``format`` (``"mp4"`` or ``"gif"``), ``caption``.
         """
-        self._log_kind(Kind.VIDEO, key, video, step, strict=strict, **kwargs)
+        self._log_kind(Kind.VIDEO, key, video, step, strict=strict, given=kwargs)
 
     def log_histogram(
         self, key: str, values: Any, step: int | None = None, *, strict: bool = False, **kwargs: Any
@@ -171,7 +173,7 @@ class Kinds:
             strict: Whether what is wrong with it raises.
             **kwargs: ``bins``: how many; 64 by default.
         """
-        self._log_kind(Kind.HISTOGRAM, key, values, step, strict=strict, **kwargs)
+        self._log_kind(Kind.HISTOGRAM, key, values, step, strict=strict, given=kwargs)
 
     def log_point_cloud(self, key: str, points: Any, step: int | None = None, *, strict: bool = False) -> None:
         """Record a point cloud.
@@ -207,13 +209,13 @@ class Kinds:
             **kwargs: ``pickle``: whether the model itself is pickled, in the call. Its reader then needs its class, and
                 runs whatever code the file names.
         """
-        self._log_kind(Kind.MODEL, key, model, step, strict=strict, **kwargs)
+        self._log_kind(Kind.MODEL, key, model, step, strict=strict, given=kwargs)
 
     def log_best_model(
         self, key: str, model: Any, step: int | None = None, *, strict: bool = False, **kwargs: Any
     ) -> None:
         """Record the state of the best model so far; as :meth:`log_model`."""
-        self._log_kind(Kind.BEST_MODEL, key, model, step, strict=strict, **kwargs)
+        self._log_kind(Kind.BEST_MODEL, key, model, step, strict=strict, given=kwargs)
 
     def log_checkpoint(
         self,
@@ -233,7 +235,9 @@ class Kinds:
             strict: Whether what is wrong with it raises.
             **kwargs: ``aliases``: a list of names such as ``"best"``. ``metadata``: a mapping.
         """
-        self._log_kind(Kind.CHECKPOINT, Path(path).stem if key is None else key, path, step, strict=strict, **kwargs)
+        self._log_kind(
+            Kind.CHECKPOINT, Path(path).stem if key is None else key, path, step, strict=strict, given=kwargs
+        )
 
     def log_dataset(
         self, key: str, dataset: Any, step: int | None = None, *, strict: bool = False, **kwargs: Any
@@ -248,7 +252,7 @@ class Kinds:
             strict: Whether what is wrong with it raises.
             **kwargs: ``context`` (``"training"`` by default), ``source``, ``digest``.
         """
-        self._log_kind(Kind.DATASET, key, dataset, step, strict=strict, **kwargs)
+        self._log_kind(Kind.DATASET, key, dataset, step, strict=strict, given=kwargs)
 
     def log_torch(self, key: str, value: Any, step: int | None = None, *, strict: bool = False, **kwargs: Any) -> None:
         """Record a tensor, the state of a module or optimizer, or what a data loader loads.
@@ -260,7 +264,7 @@ class Kinds:
             strict: Whether what is wrong with it raises.
             **kwargs: ``pickle``: whether an object without a state is pickled, in the call.
         """
-        self._log_kind(Kind.TORCH, key, value, step, strict=strict, **kwargs)
+        self._log_kind(Kind.TORCH, key, value, step, strict=strict, given=kwargs)
 
     def log_config(self, config: Any, key: str = "config", *, strict: bool = False) -> None:
         """Record a configuration as a whole, nested as it is. Hyperparameters are :meth:`log_hyperparams`.
@@ -314,7 +318,7 @@ class Kinds:
         batch_idx: int | None = None,
         *,
         strict: bool = False,
-        **kwargs: Any,
+        given: Mapping[str, Any] = _NOTHING,
     ) -> None:
         """What every method above comes to, whatever a subclass makes of that method."""
         logger: JournaledLogger = self  # type: ignore[assignment]
@@ -335,7 +339,7 @@ class Kinds:
                 type(item) in _ARRAYS
                 and not strict
                 and kind in OF_ARRAYS
-                and copy_only(logger, writer, kind, name, item, step=step, given=kwargs)
+                and copy_only(logger, writer, kind, name, item, step=step, given=given)
             ):
                 return
             if is_lazy(item) and kind not in RESERVED:
@@ -343,7 +347,7 @@ class Kinds:
                     item = item()
                 except Exception as error:
                     raise FailedFunctionError(f"its function raised {error!r}") from error
-            HANDLERS[kind](logger, writer, Call(kind, name, item, step, strict, kwargs))
+            HANDLERS[kind](logger, writer, Call(kind, name, item, step, strict, given))
         except NonFiniteError:
             raise
         except Exception as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_loggers.errors import MissingDependencyError, UnsuitableValueError
-from lightning_loggers.records import Kind, Record
+from lightning_loggers.records import Kind
 from lightning_loggers.values.metrics import safe_str
 
 if TYPE_CHECKING:
@@ -71,23 +71,24 @@ def not_logged(logger: "JournaledLogger", kind: str, identifier: Any, error: Exc
         logger._swallow(f"log_{kind}", error)
 
 
-def not_encoded(logger: "JournaledLogger", record: Record, error: BaseException) -> None:
+def not_encoded(logger: "JournaledLogger", kind: str, name: str | None, error: BaseException) -> None:
     """Tell and count a value of which no file could be made.
 
     Args:
         logger: Whose it was.
-        record: What would have been recorded.
+        kind: What would have been recorded.
+        name: Its identifier.
         error: Why.
     """
-    if not isinstance(error, OSError) and _told(logger, record.kind, record.id, error):
+    if not isinstance(error, OSError) and _told(logger, kind, name, error):
         return
     what, cure = "encoded", ""
     if isinstance(error, OSError):
         what, cure = f"written below {logger._run_dir}", f" {_cure(logger._run_dir)}"
     logger._count_lost("disk refused" if cure else "not encoded")
     logger._notices.tell_once(
-        ("encoding", record.kind, record.id, type(error)),
-        f"{record.kind} {record.id!r} could not be {what} and is not kept ({type(error).__name__}: {error}). Training "
+        ("encoding", kind, name, type(error)),
+        f"{kind} {name!r} could not be {what} and is not kept ({type(error).__name__}: {error}). Training "
         f"goes on.{cure}",
         level=logging.WARNING,
     )

@@ -1,5 +1,6 @@
 """Numbers of any library as numpy arrays that are nobody else's: one copy, or one transfer from a device."""
 
+import contextlib
 import functools
 from typing import Any
 
@@ -63,7 +64,8 @@ def view(value: Any) -> tuple[Array, bool]:
         array, own = _of_others(value)
     if array.dtype.kind not in "biuf":
         if array.dtype.kind == "V":  # bfloat16 and other small floats of jax, which numpy does not know
-            return array.astype(np.float32), True
+            with contextlib.suppress(TypeError, ValueError):
+                return array.astype(np.float32), True
         raise UnsuitableValueError(f"a {type(value).__name__} of {array.dtype} holds no real numbers")
     return array, own
 
@@ -117,20 +119,22 @@ def _in_order_of_memory(array: Array) -> Array:
     return array.transpose(sorted(range(array.ndim), key=lambda axis: -strides[axis]))
 
 
-def _as_array(copy: Copy, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...]) -> Array:
+def _as_array(copy: Copy, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...] | None) -> Array:
     if isinstance(copy, tuple):
         return array_over(copy, shape, dtype, strides)
     return np.ndarray(shape, dtype, copy, strides=strides) if isinstance(copy, bytearray) else copy
 
 
-def own_array(copy: Copy, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...], of: type) -> OwnArray:
+def own_array(
+    copy: Copy, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...] | None, of: type
+) -> OwnArray:
     """The array that was :func:`copied`.
 
     Args:
         copy: What that returned.
         shape: The array's shape.
         dtype: Its type.
-        strides: Its strides, bytes.
+        strides: Its strides, bytes; ``None`` if it is C-contiguous.
         of: The class of the value that was logged.
     """
     own = _as_array(copy, shape, dtype, strides).view(OwnArray)
@@ -145,6 +149,12 @@ def class_of(value: Any) -> type:
 
 def memory_of(tensor: Any) -> Array | None:
     """The memory of a torch tensor as an array; ``None`` if numpy cannot have it: on a device, bfloat16, sparse ..."""
+    try:
+        return tensor.numpy()  # type: ignore[no-any-return]
+    except RuntimeError:  # it requires gradients, which to ask takes as long
+        pass
+    except TypeError:
+        return None
     try:
         return tensor.detach().numpy()  # type: ignore[no-any-return]
     except (TypeError, RuntimeError):

@@ -17,6 +17,7 @@ READY_BYTES = 32 * 2**20
 SMALLEST_BYTES = 2**16
 """The memory of a smaller value is had, and used again, without the kernel."""
 
+_MOST_SIZES = 256
 
 Memory = tuple[memoryview, int]
 """Its bytes and its address."""
@@ -24,6 +25,10 @@ Memory = tuple[memoryview, int]
 
 class Buffers:
     """Memory by size, shared fairly among the sizes that are asked for.
+
+    Attributes:
+        ready_for: The memory that is ready for values of so many bytes, as :meth:`take` was asked for them: a log call
+            that finds a size here takes the last of the list, and need not ask for it.
 
     Guarantees:
         - :meth:`take` waits for nothing and never fails for want of ready memory: then it returns new one.
@@ -33,6 +38,7 @@ class Buffers:
 
     def __init__(self) -> None:
         self._ready: dict[int, list[Memory]] = {}
+        self.ready_for: dict[int, list[Memory]] = {}
         self._missed = False
 
     def take(self, size_bytes: int) -> Memory:
@@ -41,13 +47,16 @@ class Buffers:
         It comes back when no array is left that :func:`array_over` has made over it, or is simply let go of.
         """
         step = 1 << max(size_bytes.bit_length() - 3, 0)
-        size_bytes = (size_bytes + step - 1) // step * step
+        rounded = (size_bytes + step - 1) // step * step
+        ready = self._ready.setdefault(rounded, [])
+        if len(self.ready_for) >= _MOST_SIZES:
+            self.ready_for.clear()
+        self.ready_for[size_bytes] = ready
         try:
-            return self._ready[size_bytes].pop()
-        except LookupError:
+            return ready.pop()
+        except IndexError:
             self._missed = True
-            self._ready.setdefault(size_bytes, [])
-            return _allocated(size_bytes)
+            return _allocated(rounded)
 
     def make_ready(self) -> None:
         """Make ready what was missed; called by the thread that encodes."""
@@ -69,7 +78,7 @@ class Buffers:
 
     def clear(self) -> None:
         """Let go of all of it."""
-        self._ready = {}
+        self._ready, self.ready_for = {}, {}
 
     def give_back(self, memory: Memory) -> None:
         """Have it taken again."""
@@ -104,7 +113,7 @@ class _Lease:
 
 
 def array_over(
-    memory: Memory, shape: tuple[int, ...], dtype: "np.dtype[Any]", strides: tuple[int, ...]
+    memory: Memory, shape: tuple[int, ...], dtype: "np.dtype[Any]", strides: tuple[int, ...] | None
 ) -> "np.ndarray[Any, Any]":
     """An array over the beginning of some memory, all of which has to fit into it."""
     return np.asarray(_Lease(memory, {"shape": shape, "typestr": dtype.str, "strides": strides}))
