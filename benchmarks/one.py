@@ -320,7 +320,8 @@ def image(row: str, number: int, burst: int, uri: str, folder: Path) -> dict[str
     """(i) Seconds that a 512 x 512 image costs the training thread, and its array's copy.
 
     ``log`` and ``copy`` come in turn, after 50 ms of other work each, of which the processor's caches are full.
-    ``burst`` is one image after the other, as at the end of a validation, and ``copies`` one copy after the other.
+    ``burst`` is one image after the other, as at the end of a validation, and ``copies`` one copy after the other, into
+    the same memory; ``kept`` are copies that are kept, as those of images that wait for their encoding have to be.
     """
     import numpy as np
 
@@ -369,6 +370,9 @@ def image(row: str, number: int, burst: int, uri: str, folder: Path) -> dict[str
             np.sin(work, out=work)
     steps = range(2 * number + 1, 2 * number + 1 + burst)
     found["copies"] = [timed(lambda array: array.copy(), step) for step in steps]
+    kept = []
+    found["kept"] = [timed(lambda array: kept.append(array.copy()), step) for step in steps]
+    del kept[:]
     found["burst"] = [timed(lambda array, step=step: log(array, step), step) for step in steps]  # type: ignore[misc]
     logger.finalize("success")
     return found

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -49,6 +49,8 @@ class Job(msgspec.Struct, eq=False):
         kind: What its record is.
         name: The record's identifier.
         size_bytes: What the value holds in memory until it is encoded.
+        call: What is known of the log call, where the record is not made in it.
+        copied: What the snapshot is made of, where that is not made in it.
         record: All but what encoding adds, until it is encoded; then all.
         snapshot: The value, until it is encoded.
         runner: The thread that encodes it now.
@@ -63,6 +65,8 @@ class Job(msgspec.Struct, eq=False):
     kind: str
     name: str | None
     size_bytes: int = 0
+    call: tuple[Any, ...] = ()
+    copied: tuple[Any, ...] = ()
     record: Record | None = None
     snapshot: Snapshot | None = None
     runner: int | None = None
@@ -108,7 +112,7 @@ class Job(msgspec.Struct, eq=False):
 
 def job_of(owner: "JournaledLogger", writer: JournalWriter, record: Record, snapshot: Snapshot) -> Job:
     """The job of a value whose record is made."""
-    return Job(owner, writer, record.kind, record.id, snapshot.size_bytes, record, snapshot)
+    return Job(owner, writer, record.kind, record.id, snapshot.size_bytes, record=record, snapshot=snapshot)
 
 
 def completed(record: Record, encoded: Encoded, blobs: list[Blob]) -> Record:

@@ -12,7 +12,7 @@ from lightning_loggers.adapters.base import unknown_option
 from lightning_loggers.errors import ConfigurationError, NonFiniteError
 from lightning_loggers.loggers import watching
 from lightning_loggers.loggers.losses import FailedFunctionError, not_logged
-from lightning_loggers.loggers.recording import HANDLERS, OF_ARRAYS, RESERVED, Call, copy_only
+from lightning_loggers.loggers.recording import HANDLERS, OF_ARRAYS, RESERVED, Call, log_array
 from lightning_loggers.records import Kind
 from lightning_loggers.values.lazy import Once, is_lazy
 from lightning_loggers.values.metrics import safe_str
@@ -67,11 +67,14 @@ class Kinds:
             MissingDependencyError: With ``strict=True``: if what encodes the value is not installed.
         """
         known = (_KINDS.get(kind) if type(kind) is str else None) or as_kind(kind)
-        if not isinstance(identifier, _LISTS):
+        if type(item) in _ARRAYS and known in OF_ARRAYS and not strict and type(identifier) is str:
+            logger: JournaledLogger = self  # type: ignore[assignment]
+            log_array(logger, known, identifier, item, step=step, batch_idx=batch_idx, given=kwargs)
+        elif not isinstance(identifier, _LISTS):
             self._log_kind(known, identifier, item, step, batch_idx, strict=strict, given=kwargs)
-            return
-        for name, value in _pairs(item, identifier):
-            self._log_kind(known, name, value, step, batch_idx, strict=strict, given=kwargs)
+        else:
+            for name, value in _pairs(item, identifier):
+                self._log_kind(known, name, value, step, batch_idx, strict=strict, given=kwargs)
 
     def log_param(self, key: str, value: Any) -> None:
         """Record one hyperparameter."""
@@ -322,6 +325,9 @@ class Kinds:
     ) -> None:
         """What every method above comes to, whatever a subclass makes of that method."""
         logger: JournaledLogger = self  # type: ignore[assignment]
+        if type(item) in _ARRAYS and kind in OF_ARRAYS and not strict and type(identifier) is str:
+            log_array(logger, kind, identifier, item, step=step, batch_idx=batch_idx, given=given)
+            return
         try:
             name = identifier if type(identifier) is str else safe_str(identifier)
             if kind is _METRIC:
@@ -334,13 +340,6 @@ class Kinds:
                 return
             writer = logger._open_writer or logger._start()
             if writer is None:
-                return
-            if (
-                type(item) in _ARRAYS
-                and not strict
-                and kind in OF_ARRAYS
-                and copy_only(logger, writer, kind, name, item, step=step, given=given)
-            ):
                 return
             if is_lazy(item) and kind not in RESERVED:
                 try:

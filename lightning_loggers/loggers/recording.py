@@ -15,12 +15,11 @@ import msgspec
 import numpy as np
 from typing_extensions import override
 
-from lightning_loggers.cadence import Where
 from lightning_loggers.errors import ConfigurationError, UnsuitableValueError
 from lightning_loggers.journal.writer import JournalWriter
 from lightning_loggers.loggers import encoding
 from lightning_loggers.loggers.gate import placed_at
-from lightning_loggers.loggers.losses import not_kept
+from lightning_loggers.loggers.losses import not_kept, not_logged
 from lightning_loggers.records import Blob, Kind, Record
 from lightning_loggers.values import (
     arrays,
@@ -50,6 +49,7 @@ RESERVED = frozenset({Kind.SYSTEM, Kind.FLOPS_PB, Kind.FLOPS_PE, Kind.EXECUTION_
 _NOTHING: Mapping[str, Any] = {}
 _UNCHANGING = frozenset({str, int, float, bool, NoneType})
 _last_ns = 0
+_time_ns = time.time_ns
 
 
 class Call(msgspec.Struct, gc=False):
@@ -135,13 +135,9 @@ def _from_snapshot(
 class ArrayJob(encoding.Job):
     """A copy of an array that nobody has looked at: its record, too, is made where it is encoded.
 
-    Attributes:
-        call: Time, step, where the training was, and further arguments.
-        copied: What :func:`arrays.own_array` is given.
+    Of the call it has time, step, where the training was, and further arguments; of the copy what
+    :func:`arrays.own_array` is given.
     """
-
-    call: tuple[int, Any, Where | None, Mapping[str, Any]] = (0, None, None, _NOTHING)
-    copied: tuple[Any, ...] = ()
 
     @override
     def opened(self) -> tuple[Record, Snapshot]:
@@ -153,50 +149,58 @@ class ArrayJob(encoding.Job):
         return Record(now, kind.value, step, id=name, **fields), later
 
 
-def copy_only(
+def log_array(
     logger: "JournaledLogger",
-    writer: JournalWriter,
     kind: Kind,
     name: str,
     value: Any,
     *,
     step: Any,
+    batch_idx: int | None,
     given: Mapping[str, Any],
-) -> bool:
-    """Copy an array or tensor of a kind in :data:`OF_ARRAYS`; whether it is suitable is seen where it is encoded.
+) -> None:
+    """Log an array or tensor of a kind in :data:`OF_ARRAYS`: copy it; whether it suits is seen where it is encoded.
 
-    Returns:
-        Whether it was: a tensor may be on a device or of a type that numpy has not, an array may hold no numbers, and
-        what is given besides may be something that can change.
+    What is not copied so is checked in the call: a tensor may be on a device or of a type that numpy has not, an array
+    may hold no numbers, and what is given besides may be something that can change.
+
+    All of it is one function, since after a training step each further one takes as long as copying 50 KB.
     """
-    if given and not _UNCHANGING.issuperset(map(type, given.values())):
-        return False
-    of = type(value)
-    array = value if of is np.ndarray else arrays.memory_of(value)
-    if array is None:
-        return False
-    known = logger._media_defaults.get(kind, _NOTHING)
-    if given:
-        taken = _TAKEN_OF_ARRAYS[kind]
-        known = {**known, **_known_arguments(logger, kind, name, given, taken, strict=False)}
-    # All in one function, and no further asking: after a training step each call takes as long as copying 50 KB.
-    call = time.time_ns(), step, None if logger._gate is None else logger._gate.now(), known
-    size_bytes, memory = array.nbytes, None
     try:
-        memory = BUFFERS.ready_for[size_bytes].pop()
-        memory[0][:size_bytes] = array.data.cast("B")  # which takes nothing but numbers that are C-contiguous
-    except (LookupError, TypeError, ValueError, NotImplementedError):
-        if memory is not None:
-            BUFFERS.give_back(memory)
-    else:
-        made_of: tuple[Any, ...] = memory, array.shape, array.dtype, None, of
-        encoding.submit(ArrayJob(logger, writer, kind, name, size_bytes, call=call, copied=made_of))
-        return True
-    if array.dtype.kind not in "biuf":
-        return False
-    made_of = arrays.copied(array), array.shape, array.dtype, array.strides, of
-    encoding.submit(ArrayJob(logger, writer, kind, name, size_bytes, call=call, copied=made_of))
-    return True
+        gate = logger._gate
+        if gate is not None and gate.refuses(kind, name, step, batch_idx):
+            return
+        writer = logger._open_writer or logger._start()
+        if writer is None:
+            return
+        of, array = type(value), None
+        if not given or _UNCHANGING.issuperset(map(type, given.values())):
+            array = value if of is np.ndarray else arrays.memory_of(value)
+        if array is None:
+            HANDLERS[kind](logger, writer, Call(kind, name, value, step, False, given))
+            return
+        known = logger._media_defaults.get(kind, _NOTHING)
+        if given:
+            taken = _TAKEN_OF_ARRAYS[kind]
+            known = {**known, **_known_arguments(logger, kind, name, given, taken, strict=False)}
+        call = _time_ns(), step, None if gate is None else gate.now(), known
+        size_bytes, memory = array.nbytes, None
+        try:
+            memory = BUFFERS.ready_for[size_bytes].pop()
+            memory[0][:size_bytes] = array.data.cast("B")  # which takes nothing but numbers that are C-contiguous
+        except (LookupError, TypeError, ValueError, NotImplementedError):
+            if memory is not None:
+                BUFFERS.give_back(memory)
+            if array.dtype.kind in "biuf":
+                made_of: tuple[Any, ...] = arrays.copied(array), array.shape, array.dtype, array.strides, of
+                encoding.submit(ArrayJob(logger, writer, kind, name, size_bytes, call, made_of))
+            else:
+                HANDLERS[kind](logger, writer, Call(kind, name, value, step, False, given))
+        else:
+            made_of = memory, array.shape, array.dtype, None, of
+            encoding.submit(ArrayJob(logger, writer, kind, name, size_bytes, call, made_of))
+    except Exception as error:  # noqa: BLE001 - seam: nothing raises into training
+        not_logged(logger, kind, name, error)
 
 
 def _arguments_of(take: Callable[..., Snapshot]) -> frozenset[str]:
