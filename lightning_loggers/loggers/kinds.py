@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 _NOTHING: Mapping[str, Any] = {}
 
+# Looking one up takes an enumeration's class a microsecond, and after a training step several.
+_METRIC, _IMAGE, _AUDIO, _VIDEO = Kind.METRIC, Kind.IMAGE, Kind.AUDIO, Kind.VIDEO
+_HISTOGRAM, _POINT_CLOUD = Kind.HISTOGRAM, Kind.POINT_CLOUD
+
 LOGGABLE = tuple(kind for kind in Kind if kind is not Kind.STATUS)
 """What ``log(kind=...)`` knows."""
 
@@ -124,7 +128,7 @@ class Kinds:
             **kwargs: ``caption``, ``layout`` (``"CHW"`` or ``"HWC"``), ``grid`` (of a batch, by default true),
                 ``normalize``, ``masks``, ``boxes``: see :func:`lightning_loggers.values.images.snapshot`.
         """
-        self._log_kind(Kind.IMAGE, key, image, step, strict=strict, given=kwargs)
+        self._log_kind(_IMAGE, key, image, step, strict=strict, given=kwargs)
 
     def log_figure(
         self, key: str, figure: Any, step: int | None = None, *, strict: bool = False, **kwargs: Any
@@ -150,7 +154,7 @@ class Kinds:
             strict: Whether what is wrong with it raises.
             **kwargs: ``sample_rate`` in Hz, ``caption``.
         """
-        self._log_kind(Kind.AUDIO, key, audio, step, strict=strict, given=kwargs)
+        self._log_kind(_AUDIO, key, audio, step, strict=strict, given=kwargs)
 
     def log_video(self, key: str, video: Any, step: int | None = None, *, strict: bool = False, **kwargs: Any) -> None:
         """Record a video.
@@ -162,7 +166,7 @@ class Kinds:
             strict: Whether what is wrong with it raises.
             **kwargs: ``fps``, ``format`` (``"mp4"`` or ``"gif"``), ``caption``.
         """
-        self._log_kind(Kind.VIDEO, key, video, step, strict=strict, given=kwargs)
+        self._log_kind(_VIDEO, key, video, step, strict=strict, given=kwargs)
 
     def log_histogram(
         self, key: str, values: Any, step: int | None = None, *, strict: bool = False, **kwargs: Any
@@ -176,7 +180,7 @@ class Kinds:
             strict: Whether what is wrong with it raises.
             **kwargs: ``bins``: how many; 64 by default.
         """
-        self._log_kind(Kind.HISTOGRAM, key, values, step, strict=strict, given=kwargs)
+        self._log_kind(_HISTOGRAM, key, values, step, strict=strict, given=kwargs)
 
     def log_point_cloud(self, key: str, points: Any, step: int | None = None, *, strict: bool = False) -> None:
         """Record a point cloud.
@@ -187,7 +191,7 @@ class Kinds:
             step: Step.
             strict: Whether what is wrong with it raises.
         """
-        self._log_kind(Kind.POINT_CLOUD, key, points, step, strict=strict)
+        self._log_kind(_POINT_CLOUD, key, points, step, strict=strict)
 
     def log_artifact(self, path: str | os.PathLike[str], artifact_path: str = "") -> None:
         """Record a file or folder as it is now.
@@ -356,7 +360,6 @@ class Kinds:
 
 
 _ARRAYS = frozenset({np.ndarray, Tensor})
-_METRIC = Kind.METRIC  # looking it up takes an enumeration's class a microsecond
 _LISTS = (list, tuple)
 _KINDS: dict[str, Kind] = {kind.value: kind for kind in LOGGABLE}
 

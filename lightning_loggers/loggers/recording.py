@@ -168,7 +168,7 @@ def log_array(
     """
     try:
         gate = logger._gate
-        if gate is not None and gate.refuses(kind, name, step, batch_idx):
+        if gate is not None and gate.policy is not None and gate.refuses(kind, name, step, batch_idx):
             return
         writer = logger._open_writer or logger._start()
         if writer is None:
