@@ -1,5 +1,6 @@
 """Every kind of object on every tracker: real content is logged, delivered, read back with the tracker's own reader."""
 
+import collections
 import contextlib
 import io
 import json
@@ -19,6 +20,7 @@ import pyarrow.parquet
 import pytest
 import torch
 import yaml
+from conftest import wait_until
 from kinds_content import FPS, RATE, moving_square, photograph, tone, torus, trained_model
 from kinds_reading import (
     READINGS,
@@ -831,6 +833,57 @@ def test_a_full_queue_makes_the_caller_encode(tmp_path: Path, monkeypatch: pytes
     first.go_on.set()
     assert encoding.drain(logger)
     assert steps_of(logger) == [1, 2]
+    logger.close()
+
+
+def test_where_no_thread_can_be_had_the_caller_encodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while the interpreter ends."""
+    monkeypatch.setattr(encoding, "kept_running", lambda *_: None)
+    logger, encoder, value = CSVLogger(tmp_path, delivery="offline"), encoding.Encoder(), Slow()
+    value.go_on.set()
+    writer = logger._start()
+    assert writer is not None
+    encoder.submit(encoding.job_of(logger, writer, Record(1, Kind.IMAGE.value, 1, id="x"), value))
+    assert value.encoded_by == threading.current_thread().name
+    assert encoder.pending(logger) == 0
+    assert steps_of(logger) == [1]
+    logger.close()
+
+
+def test_a_drain_inside_a_submission_waits_for_nothing(tmp_path: Path) -> None:
+    """A signal handler that drains, between any two statements: it returns, and the value is recorded all the same."""
+    logger, encoder = CSVLogger(tmp_path, delivery="offline"), encoding.Encoder()
+    drained: list[bool] = []
+
+    class Interrupted(collections.deque[encoding.Job]):
+        def append(self, job: encoding.Job, /) -> None:
+            drained.append(encoder.drain(logger, 5))
+            super().append(job)
+            drained.append(encoder.drain(logger, 5))
+
+    encoder._waiting, encoder._order = Interrupted(), Interrupted()
+    writer = logger._start()
+    assert writer is not None
+    for step in (1, 2):
+        value = Slow()
+        value.go_on.set()
+        encoder.submit(encoding.job_of(logger, writer, Record(step, Kind.IMAGE.value, step, id="x"), value))
+    assert drained == [True] * 8
+    assert encoder.drain(logger)
+    assert steps_of(logger) == [1, 2]
+    logger.close()
+
+
+def test_a_sum_of_what_waits_that_is_wrong_mends_itself(tmp_path: Path) -> None:
+    """As after Ctrl+C between counting a value and handing it over: no later call has to encode for that."""
+    logger, encoder, value = CSVLogger(tmp_path, delivery="offline"), encoding.Encoder(), Slow()
+    encoder._bytes = 2 * encoding.MAX_WAITING_BYTES
+    value.go_on.set()
+    writer = logger._start()
+    assert writer is not None
+    encoder.submit(encoding.job_of(logger, writer, Record(1, Kind.IMAGE.value, 1, id="x"), value))
+    wait_until(lambda: encoder._bytes == 0, 60, "nothing counted")
+    assert value.encoded_by != threading.current_thread().name
     logger.close()
 
 

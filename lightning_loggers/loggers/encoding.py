@@ -33,11 +33,12 @@ MAX_WAITING_BYTES = 256 * 2**20
 """What snapshots may hold in memory altogether. A log call that would exceed it encodes its own value itself."""
 
 DRAIN_TIMEOUT_S = 120.0
-_POLL_S = 0.005
-_QUICK_POLLS_S = 0.2
-_SLOW_POLL_S = 0.1
 _LINGER_S = 60.0
 """How long the thread looks for more by itself: waking it costs a log call as much as copying an image."""
+_POLL_S = 0.005
+_QUICK_POLLS_S = 0.2
+"""How long it looks as often as that; then less often, since it takes the interpreter from training each time."""
+_SLOW_POLL_S = 0.1
 
 
 class Job(msgspec.Struct, eq=False):
@@ -179,7 +180,7 @@ class Encoder:
         sum would be wrong by one value until nothing waits.
         """
         waiting = self._bytes
-        if not waiting or waiting + job.size_bytes <= MAX_WAITING_BYTES:
+        if not self._order or waiting + job.size_bytes <= MAX_WAITING_BYTES:
             self._bytes = waiting + job.size_bytes
             self._waiting.append(job)  # first: a signal handler that drains must not wait for what nobody can begin
             self._order.append(job)

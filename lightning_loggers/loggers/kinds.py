@@ -72,6 +72,7 @@ class Kinds:
         """
         known = (_KINDS.get(kind) if type(kind) is str else None) or as_kind(kind)
         if type(item) in _ARRAYS and known in OF_ARRAYS and not strict and type(identifier) is str:
+            # As _log_kind would: a shorter way to it, for what is to cost no more than its copy.
             logger: JournaledLogger = self  # type: ignore[assignment]
             log_array(logger, known, identifier, item, step=step, batch_idx=batch_idx, given=kwargs)
         elif not isinstance(identifier, _LISTS):

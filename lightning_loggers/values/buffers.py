@@ -18,6 +18,7 @@ SMALLEST_BYTES = 2**16
 """The memory of a smaller value is had, and used again, without the kernel."""
 
 _MOST_SIZES = 256
+"""Of values; their memory comes in some thirty sizes only."""
 
 Memory = tuple[memoryview, int]
 """Its bytes and its address."""
@@ -49,9 +50,10 @@ class Buffers:
         step = 1 << max(size_bytes.bit_length() - 3, 0)
         rounded = (size_bytes + step - 1) // step * step
         ready = self._ready.setdefault(rounded, [])
-        if len(self.ready_for) >= _MOST_SIZES:
-            self.ready_for.clear()
-        self.ready_for[size_bytes] = ready
+        if size_bytes not in self.ready_for:
+            if len(self.ready_for) >= _MOST_SIZES:
+                self.ready_for.clear()
+            self.ready_for[size_bytes] = ready
         try:
             return ready.pop()
         except IndexError:
